@@ -1,0 +1,211 @@
+/**
+ * The only importer of the native binary. TypeScript checks, C++ computes: every call here is coarse (one per step,
+ * tensor or epoch), takes typed arrays that the native side references until the promise settles, and throws an Error
+ * with an actual and an expected value when the arguments do not fit.
+ */
+import type { DType } from "../formats/dtypes.ts";
+import { loadBinding } from "./load.ts";
+
+/** A tensor inside one of the mapped files. `shape` is logical (elements), `offset` in bytes from the file's start. */
+export interface TensorRef {
+  name: string;
+  file: number;
+  dtype: DType;
+  shape: readonly number[];
+  offset: number;
+}
+
+export interface OpenOptions {
+  /** Paths to map read-only. */
+  files: readonly string[];
+  tensors: readonly TensorRef[];
+  /** JSON of a `ModelConfig`. */
+  config: string;
+  /** Per layer: score at or above which the predictor calls a neuron active. Empty without predictors. */
+  thresholds: Float32Array;
+  threads: number;
+  /** Tokens of KV cache to allocate, in blocks of `KV_BLOCK` tokens, and the type they are kept in. */
+  kvBlocks: number;
+  kvType: "f32" | "f16";
+}
+
+/** Tokens per KV block. */
+export const KV_BLOCK = 32;
+
+/** How a row's FFN is computed; see docs/architecture.md. The values are the engine's. */
+export const FFN_MODE = { dense: 0, exact: 1, predictor: 2 } as const;
+export type FfnMode = keyof typeof FFN_MODE;
+
+/**
+ * One forward pass over `T` rows. A row is one token of one sequence at one position; rows of a sequence come in
+ * order of position, and its earlier positions are already in the KV cache.
+ */
+export interface StepBatch {
+  /** [T] */
+  tokens: Int32Array;
+  /** [T] */
+  positions: Int32Array;
+  /** [T] row of `blockTables` that each row belongs to. */
+  sequences: Int32Array;
+  /** [nSequences, blocksPerSequence] KV block ids, -1 where unused. */
+  blockTables: Int32Array;
+  blocksPerSequence: number;
+  /** [T] values of `FFN_MODE`. */
+  modes: Uint8Array;
+  /** [L] rows to compute logits for. */
+  outputs: Int32Array;
+  /** Copy the logits out: f32 [L, vocab]. */
+  returnLogits?: boolean;
+  /** [L] what to choose for each output row; absent: nothing is chosen. */
+  choose?: readonly Choice[];
+  /** [S] rows to copy the FFN input and neuron contributions of, per layer (`pi profile`). */
+  sampleRows?: Int32Array;
+}
+
+/** Sampling of one output row. Neutral values: temperature 0 is greedy, topK 0, topP 1, minP 0, repetition 1, others 0. */
+export interface Choice {
+  /** Score this token instead of sampling one, or -1. */
+  target: number;
+  temperature: number;
+  topK: number;
+  topP: number;
+  minP: number;
+  repetitionPenalty: number;
+  presencePenalty: number;
+  frequencyPenalty: number;
+  /** Tokens the penalties look at (prompt and output). Presence and frequency count those from `outputStart` on. */
+  history: Int32Array;
+  outputStart: number;
+  /** Added to the logits before anything else: pairs token, bias. */
+  logitBias: Float64Array;
+  /** The draw is a function of (seed, position of the row) alone. */
+  seed: number;
+  /** How many most likely tokens to report (0-20), from the unmodified distribution. */
+  topLogprobs: number;
+}
+
+export interface StepResult {
+  /** f32 [L, vocab] with `returnLogits`. */
+  logits?: Float32Array;
+  /** [L] with `choose`: the token chosen (or the target). */
+  tokens?: Int32Array;
+  /** [L] natural-log probability of each chosen token under the unmodified distribution. */
+  logprobs?: Float32Array;
+  /** [L] of the most likely tokens and their log probabilities, most likely first. */
+  top?: { tokens: Int32Array; logprobs: Float32Array }[];
+  /** f16 [nLayers, S, dim]: the FFN's normed input of the sampled rows. */
+  hidden?: Uint16Array;
+  /**
+   * u8 [nLayers, S, nNeurons]: 0 for an idle neuron, else 1-255 in proportion to |act| * ||down row|| within the row.
+   * Needs a row mode of dense or exact.
+   */
+  contributions?: Uint8Array;
+}
+
+/** Bytes of weights and KV that decoding touched since the last `resetStats`, by part, and what the sparse rows did. */
+export interface EngineStats {
+  rows: number;
+  bytes: { embed: number; attention: number; kv: number; predictor: number; ffn: number; head: number };
+  /** Per layer, over rows that ran sparse (or were recalled): neurons predicted and really active, and both. */
+  layers: {
+    rows: number;
+    active: number;
+    predicted: number;
+    hit: number;
+    /** Sum over rows of the share of |act| * ||down row|| that the predicted set holds. */
+    weightedRecall: number;
+  }[];
+  seconds: number;
+}
+
+/** Per-neuron counts of one layer, summed over profiled rows. Integers, so that merging is exact. */
+export interface ActivationCounts {
+  /** [nNeurons] rows in which the neuron was active. */
+  count: BigUint64Array;
+  /** [nNeurons] sum of |act| in fixed point, 2^-20. */
+  magnitude: BigUint64Array;
+  /** [nNeurons] sum of the neuron's share of its row's contribution in fixed point, 2^-20. */
+  contribution: BigUint64Array;
+}
+
+/** A mapped model, its KV cache and thread pool. One call at a time; not shared between workers. */
+export interface Engine {
+  step(batch: StepBatch): Promise<StepResult>;
+  /** Recreates the thread pool. Logits do not depend on it. */
+  setThreads(threads: number): void;
+  setThresholds(thresholds: Float32Array): void;
+  /** While on, `step` adds every dense or exact row to the activation counts. */
+  setProfiling(on: boolean): void;
+  /** While on, rows in predictor mode also compute the true activations, for `weightedRecall` (slow). */
+  setRecallTracking(on: boolean): void;
+  activationCounts(layer: number): ActivationCounts;
+  stats(): EngineStats;
+  resetStats(): void;
+  /** Resident bytes the engine allocated (KV and scratch), without the mapped weights. */
+  allocatedBytes(): number;
+  /** Unmaps and joins; later calls throw. */
+  close(): void;
+}
+
+/** Sizes and options of one layer's predictor training; formulas in field notes cited in train-predictor/. */
+export interface TrainerOptions {
+  dim: number;
+  nNeurons: number;
+  rank: number;
+  seed: number;
+  learningRate: number;
+  weightDecay: number;
+  threads: number;
+}
+
+/** Trains score = fc2 · relu(fc1 · x + b1) + b2 with AdamW on weighted binary cross-entropy. Deterministic by seed. */
+export interface PredictorTrainer {
+  /**
+   * One pass over `rows` samples in the given order.
+   * @param hidden f16 [N, dim]
+   * @param contributions u8 [N, nNeurons]; label = value > 0
+   * @param order [rows] indices into N
+   * @returns mean loss over the pass
+   */
+  epoch(hidden: Uint16Array, contributions: Uint8Array, order: Int32Array, batch: number, learningRate: number): Promise<number>;
+  /** f32 scores [N, nNeurons] of samples. */
+  scores(hidden: Uint16Array, samples: Int32Array): Promise<Float32Array>;
+  weights(): { fc1: Float32Array; fc1Bias: Float32Array; fc2: Float32Array; fc2Bias: Float32Array };
+  setWeights(weights: { fc1: Float32Array; fc1Bias: Float32Array; fc2: Float32Array; fc2Bias: Float32Array }): void;
+}
+
+/** Per-position comparison of two sets of logits. */
+export interface LogitComparison {
+  /** -log p(target), reference and test. [n] */
+  nllReference: Float64Array;
+  nllTest: Float64Array;
+  /** KL(reference || test) in nats. [n] */
+  kl: Float64Array;
+  /** 1 where the most likely token is the same. [n] */
+  sameTop: Uint8Array;
+}
+
+export interface Binding {
+  /** Instruction set chosen at load: scalar, avx2, avx512, neon; and all that this machine could run. */
+  isa(): { active: string; available: string[] };
+  openEngine(options: OpenOptions): Engine;
+  createTrainer(options: TrainerOptions): PredictorTrainer;
+  /**
+   * Converts `rows` x `cols` elements from a float type into `to`, optionally transposed (source is then
+   * [cols, rows] row-major). Returns the bytes of the destination, row-major [rows, cols].
+   */
+  convertTensor(source: Uint8Array, from: DType, to: DType, rows: number, cols: number, transpose: boolean): Promise<Uint8Array>;
+  /** Any block or float type to f32, [rows, cols] row-major. */
+  dequantize(source: Uint8Array, from: DType, rows: number, cols: number): Promise<Float32Array>;
+  compareLogits(reference: Float32Array, test: Float32Array, targets: Int32Array, vocab: number): Promise<LogitComparison>;
+  /** Read bandwidth in bytes per second over a buffer of `bytes` shared by `threads`, best of `seconds` of passes. */
+  readBandwidth(bytes: number, threads: number, seconds: number): Promise<number>;
+}
+
+let binding: Binding | undefined;
+
+/** The native binary, loaded at first use; throws with every path tried and the command that builds it. */
+export function native(): Binding {
+  binding ??= loadBinding();
+  return binding;
+}

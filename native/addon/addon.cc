@@ -1,0 +1,39 @@
+// Entry point of the addon; each file of this folder registers its own functions.
+#include <napi.h>
+
+#include "kernels/kernels.h"
+
+namespace pi::addon {
+
+#define PI_REGISTER __attribute__((weak)) void
+PI_REGISTER register_engine(Napi::Env env, Napi::Object exports);
+PI_REGISTER register_quant(Napi::Env env, Napi::Object exports);
+PI_REGISTER register_trainer(Napi::Env env, Napi::Object exports);
+PI_REGISTER register_compare(Napi::Env env, Napi::Object exports);
+PI_REGISTER register_probe(Napi::Env env, Napi::Object exports);
+
+namespace {
+
+Napi::Value isa(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  Napi::Object out = Napi::Object::New(env);
+  out.Set("active", kernels::active().name);
+  Napi::Array available = Napi::Array::New(env);
+  for (const kernels::Table* table : kernels::available()) available.Set(available.Length(), table->name);
+  out.Set("available", available);
+  return out;
+}
+
+Napi::Object init(Napi::Env env, Napi::Object exports) {
+  exports.Set("isa", Napi::Function::New(env, isa));
+  for (auto* add : {register_engine, register_quant, register_trainer, register_compare, register_probe}) {
+    if (add) add(env, exports);
+  }
+  return exports;
+}
+
+}  // namespace
+
+NODE_API_MODULE(pi_native, init)
+
+}  // namespace pi::addon

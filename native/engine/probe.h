@@ -1,0 +1,13 @@
+// How fast this machine reads memory: the limit that decoding, which reads every weight once a token, is held against.
+#pragma once
+
+#include <cstddef>
+
+namespace pi::engine {
+
+// Bytes per second that `threads` threads together read from a buffer of `bytes` (split evenly among them, written once
+// by its reader so that pages are near it), best round within `seconds`. A buffer smaller than the last-level cache
+// measures that cache. Throws std::invalid_argument on nonsense and std::bad_alloc when the buffer does not fit.
+double read_bandwidth(size_t bytes, int threads, double seconds);
+
+}  // namespace pi::engine

@@ -44,7 +44,7 @@ describe("the package", () => {
   it("documents only npm scripts that exist", () => {
     const known = new Set([...Object.keys(manifest.scripts), "ci"]);
     for (const page of pages) {
-      const named = [...read(page).matchAll(/\bnpm (?:run )?([a-z][\w:-]*)/g)].map((m) => m[1]!);
+      const named = [...read(page).matchAll(/(?:^|`|&& )npm (?:run )?([a-z][\w:-]*)/gm)].map((m) => m[1]!);
       expect(
         named.filter((script) => !known.has(script)),
         page,

@@ -32,13 +32,11 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::run(int n, Function function, void* context) {
-  n_.store(n, std::memory_order_relaxed);
   function_.store(function, std::memory_order_relaxed);
   context_.store(context, std::memory_order_relaxed);
   done_.store(0, std::memory_order_relaxed);
-  const uint32_t job = job_.load(std::memory_order_relaxed) + 1;
-  ticket_.store(static_cast<uint64_t>(job) << 32, std::memory_order_release);
-  job_.store(job);  // Sequentially consistent with parked_: a worker either sees the job or is seen parked.
+  ticket_.store(static_cast<uint64_t>(n) << 32, std::memory_order_release);
+  job_.fetch_add(1);  // Sequentially consistent with parked_: a worker either sees the job or is seen parked.
   if (parked_.load() > 0) job_.notify_all();
   take_indices();
   for (int spins = 0; done_.load(std::memory_order_acquire) < n; ++spins) {
@@ -52,8 +50,9 @@ void ThreadPool::run(int n, Function function, void* context) {
 
 void ThreadPool::take_indices() {
   for (;;) {
-    const int index = static_cast<int>(ticket_.fetch_add(1, std::memory_order_acq_rel) & 0xffffffffu);
-    if (index >= n_.load(std::memory_order_relaxed)) return;
+    const uint64_t ticket = ticket_.fetch_add(1, std::memory_order_acq_rel);
+    const int index = static_cast<int>(ticket & 0xffffffffu);
+    if (index >= static_cast<int>(ticket >> 32)) return;
     function_.load(std::memory_order_relaxed)(context_.load(std::memory_order_relaxed), index);
     done_.fetch_add(1, std::memory_order_release);
   }

@@ -38,10 +38,9 @@ class ThreadPool {
   void work();
   void take_indices();
 
-  // The next index to hand out, below the number of the job it belongs to: (job << 32) | index. A worker reads the
-  // job's fields only after it has drawn an index of it, and they stay put until that index is reported done.
+  // (size of the job << 32) | next index to hand out, in one word so that a late worker never measures an old index by
+  // a new size. The job's function is read only after an index was drawn, and stays put until that index is done.
   std::atomic<uint64_t> ticket_{0};
-  std::atomic<int> n_{0};
   std::atomic<Function> function_{nullptr};
   std::atomic<void*> context_{nullptr};
   std::atomic<int> done_{0};

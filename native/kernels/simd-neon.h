@@ -1,0 +1,59 @@
+// Four f32 lanes on 64-bit Arm.
+#pragma once
+
+#include <arm_neon.h>
+
+#include "base/types.h"
+
+namespace pi::kernels::neon {
+
+constexpr const char* kName = "neon";
+constexpr int kLanes = 4;
+using V = float32x4_t;
+
+inline V zero() { return vdupq_n_f32(0); }
+inline V set1(float x) { return vdupq_n_f32(x); }
+inline V load(const float* p) { return vld1q_f32(p); }
+inline void store(float* p, V a) { vst1q_f32(p, a); }
+inline V add(V a, V b) { return vaddq_f32(a, b); }
+inline V sub(V a, V b) { return vsubq_f32(a, b); }
+inline V mul(V a, V b) { return vmulq_f32(a, b); }
+inline V div(V a, V b) { return vdivq_f32(a, b); }
+inline V max(V a, V b) { return vmaxq_f32(a, b); }
+inline V min(V a, V b) { return vminq_f32(a, b); }
+inline V fma(V a, V b, V c) { return vfmaq_f32(c, a, b); }
+inline V round(V a) { return vrndnq_f32(a); }
+// a where a >= b, else 0.
+inline V keep_ge(V a, V b) { return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(a), vcgeq_f32(a, b))); }
+// 2^n for integral n.
+inline V pow2(V n) {
+  return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23));
+}
+inline float sum(V a) { return vaddvq_f32(a); }
+
+inline V load_f16(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+inline V load_bf16(const uint16_t* p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
+inline void store_f16(uint16_t* p, V a) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a))); }
+inline float f16(uint16_t h) { return f16_to_f32(h); }
+
+inline void from_i8(int8x8_t bytes, V out[2]) {
+  const int16x8_t wide = vmovl_s8(bytes);
+  out[0] = vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
+  out[1] = vcvtq_f32_s32(vmovl_s16(vget_high_s16(wide)));
+}
+// The 32 quants of a block, without its scale.
+inline void unpack(const BlockQ8_0& block, V out[8]) {
+  for (int i = 0; i < 4; ++i) from_i8(vld1_s8(block.q + 8 * i), out + 2 * i);
+}
+inline void unpack(const BlockQ4_0& block, V out[8]) {
+  const uint8x16_t bytes = vld1q_u8(block.q);
+  const int8x16_t eight = vdupq_n_s8(8);
+  const int8x16_t low = vsubq_s8(vreinterpretq_s8_u8(vandq_u8(bytes, vdupq_n_u8(15))), eight);
+  const int8x16_t high = vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(bytes, 4)), eight);
+  from_i8(vget_low_s8(low), out);
+  from_i8(vget_high_s8(low), out + 2);
+  from_i8(vget_low_s8(high), out + 4);
+  from_i8(vget_high_s8(high), out + 6);
+}
+
+}  // namespace pi::kernels::neon

@@ -153,25 +153,35 @@ export interface TrainerOptions {
   nNeurons: number;
   rank: number;
   seed: number;
-  learningRate: number;
   weightDecay: number;
+  /** Share of an active neuron's weight in the loss that follows its contribution, 0 to 1; the rest is the same for all. */
+  contributionWeight: number;
   threads: number;
+}
+
+/** Row-major: fc1 [rank, dim], fc1Bias [rank], fc2 [nNeurons, rank], fc2Bias [nNeurons]. */
+export interface PredictorWeights {
+  fc1: Float32Array;
+  fc1Bias: Float32Array;
+  fc2: Float32Array;
+  fc2Bias: Float32Array;
 }
 
 /** Trains score = fc2 · relu(fc1 · x + b1) + b2 with AdamW on weighted binary cross-entropy. Deterministic by seed. */
 export interface PredictorTrainer {
   /**
-   * One pass over `rows` samples in the given order.
+   * One pass over `rows` samples in the given order, one update per `batch` of them. One call at a time.
    * @param hidden f16 [N, dim]
    * @param contributions u8 [N, nNeurons]; label = value > 0
    * @param order [rows] indices into N
-   * @returns mean loss over the pass
+   * @returns mean loss per row and neuron over the pass
    */
   epoch(hidden: Uint16Array, contributions: Uint8Array, order: Int32Array, batch: number, learningRate: number): Promise<number>;
-  /** f32 scores [N, nNeurons] of samples. */
+  /** f32 scores [rows, nNeurons] of the samples named by `samples` [rows], indices into `hidden` f16 [N, dim]. */
   scores(hidden: Uint16Array, samples: Int32Array): Promise<Float32Array>;
-  weights(): { fc1: Float32Array; fc1Bias: Float32Array; fc2: Float32Array; fc2Bias: Float32Array };
-  setWeights(weights: { fc1: Float32Array; fc1Bias: Float32Array; fc2: Float32Array; fc2Bias: Float32Array }): void;
+  weights(): PredictorWeights;
+  /** Replaces all parameters; AdamW starts afresh. */
+  setWeights(weights: PredictorWeights): void;
 }
 
 /** Per-position comparison of two sets of logits. */

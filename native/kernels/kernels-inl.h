@@ -3,6 +3,8 @@
 
 #include <cmath>
 
+#include "kernels/exp-inl.h"
+
 namespace pi::kernels::PI_ISA {
 namespace {
 
@@ -282,21 +284,6 @@ void dequantize_row(const Matrix& w, int row, float* out) {
 
 // --------------------------------------------------------------------------------------------------------- functions
 
-// e^x to 2 ulp for |x| <= 87; range reduction and polynomial of Cephes' expf.
-inline V exp(V x) {
-  x = min(max(x, set1(-87.3f)), set1(88.3f));
-  const V n = round(mul(x, set1(1.44269504088896341f)));
-  V r = fma(n, set1(-0.693359375f), x);
-  r = fma(n, set1(2.12194440e-4f), r);
-  V p = set1(1.9875691500e-4f);
-  p = fma(p, r, set1(1.3981999507e-3f));
-  p = fma(p, r, set1(8.3334519073e-3f));
-  p = fma(p, r, set1(4.1665795894e-2f));
-  p = fma(p, r, set1(1.6666665459e-1f));
-  p = fma(p, r, set1(5.0000001201e-1f));
-  return mul(add(fma(p, mul(r, r), r), set1(1.0f)), pow2(n));
-}
-
 template <typename F>
 inline void map_vectors(float* x, int n, F&& f) {
   int i = 0;
@@ -372,6 +359,20 @@ void multiply_to(const float* x, float* y, int n) {
   for (int i = 0; i < n; ++i) y[i] *= x[i];
 }
 
+double sum_exp(const float* x, float shift, int n) {
+  constexpr int kChunk = 1024;  // short f32 sums, collected in f64
+  double total = 0;
+  for (int begin = 0; begin < n; begin += kChunk) {
+    const int m = n - begin < kChunk ? n - begin : kChunk;
+    V acc = zero();
+    int i = 0;
+    for (; i + kLanes <= m; i += kLanes) acc = add(acc, exp(sub(load(x + begin + i), set1(shift))));
+    total += sum(acc);
+    for (; i < m; ++i) total += std::exp(x[begin + i] - shift);
+  }
+  return total;
+}
+
 void to_f16(const float* x, uint16_t* y, int n) {
   int i = 0;
   for (; i + kLanes <= n; i += kLanes) store_f16(y + i, load(x + i));
@@ -443,7 +444,7 @@ void attention(const Attention& o) {
 }
 
 const Table kTable = {kName,    kLanes,     dot_rows, axpy_rows, attention, dequantize_row, rms_norm,
-                      layer_norm, rope, activate, add_to,    multiply_to, to_f16};
+                      layer_norm, rope, activate, add_to,    multiply_to, sum_exp, to_f16};
 
 }  // namespace
 }  // namespace pi::kernels::PI_ISA

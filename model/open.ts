@@ -1,0 +1,123 @@
+import { readFile } from "node:fs/promises";
+import { availableParallelism } from "node:os";
+import { basename, dirname, join, resolve } from "node:path";
+import { check, PiError } from "../formats/errors.ts";
+import { checkSameInput } from "../formats/provenance.ts";
+import { readSafetensors } from "../io/safetensors-file.ts";
+import { KV_BLOCK, native, type Engine, type FfnMode, type TensorRef } from "../native/index.ts";
+import { isSparse, type ModelConfig } from "./config.ts";
+import { readModelFile, storedTensors, verifyTensors, type ModelFile, type StoredTensor } from "./model-file.ts";
+
+export interface OpenModelOptions {
+  /** Threads of the engine; default: all that this process may use. */
+  threads?: number;
+  /** KV cache capacity in tokens, all sequences together; default: the checkpoint's longest context. */
+  contextTokens?: number;
+  /** Default: f32 for f32 weights, else f16. */
+  kvType?: "f32" | "f16";
+  /** `predictors.safetensors` to use with a converted model; an artifact carries its own. */
+  predictors?: string;
+  /** Check the sha256 of every tensor before use (default true). */
+  verify?: boolean;
+}
+
+/** A model ready to step, whatever it was opened from. */
+export interface OpenModel {
+  file: ModelFile;
+  config: ModelConfig;
+  engine: Engine;
+  hasPredictors: boolean;
+  /** What the model is called: the artifact's name, or the directory's. */
+  name: string;
+  /** The cheapest FFN mode whose quality was measured: predictor where there are any, exact where neurons idle. */
+  defaultMode: FfnMode;
+  /** KV cache capacity in tokens. */
+  kvTokens: number;
+  /** Text of a tokenizer or config file that came with the model; undefined where the checkpoint had none. */
+  textFile(name: string): Promise<string | undefined>;
+  close(): void;
+}
+
+/**
+ * Opens an artifact or a converted model and maps it into the engine. Errors: those of {@link readModelFile} and
+ * {@link verifyTensors}; `E_MISMATCH` for predictors of other weights; `E_ENGINE` when the native side refuses.
+ */
+export async function openModel(path: string, options: OpenModelOptions = {}): Promise<OpenModel> {
+  const file = await readModelFile(path);
+  if (options.verify ?? true) await verifyTensors(file);
+  const predictors = options.predictors === undefined ? undefined : await readPredictors(options.predictors, file);
+  const thresholds = readThresholds(predictors?.metadata ?? file.metadata, file.config, predictors?.path ?? file.path);
+  const tensors = [...tensorRefs(file.tensors, 0), ...(predictors ? tensorRefs(predictors.tensors, 1) : [])];
+  const capacity = options.contextTokens ?? file.config.maxPositions;
+  const kvBlocks = Math.ceil(capacity / KV_BLOCK);
+  const engine = openEngine(file, {
+    files: [file.path, ...(predictors ? [predictors.path] : [])].map((p) => resolve(p)),
+    tensors,
+    config: JSON.stringify(file.config),
+    thresholds,
+    threads: options.threads ?? availableParallelism(),
+    kvBlocks,
+    kvType: options.kvType ?? (file.dtype === "f32" ? "f32" : "f16"),
+  });
+  const hasPredictors = thresholds.length > 0;
+  return {
+    file,
+    config: file.config,
+    engine,
+    hasPredictors,
+    name: file.metadata["pi.name"] ?? basename(dirname(resolve(file.path))),
+    defaultMode: hasPredictors ? "predictor" : isSparse(file.config.activation) ? "exact" : "dense",
+    kvTokens: kvBlocks * KV_BLOCK,
+    textFile: (name) => readTextFile(file, name),
+    close: () => engine.close(),
+  };
+}
+
+function openEngine(file: ModelFile, options: Parameters<ReturnType<typeof native>["openEngine"]>[0]): Engine {
+  try {
+    return native().openEngine(options);
+  } catch (error) {
+    throw error instanceof PiError ? error : new PiError("E_ENGINE", `${file.path}: ${(error as Error).message}`);
+  }
+}
+
+/** The engine's view of stored tensors. Neuron indices and padding are not its business. */
+function tensorRefs(tensors: Map<string, StoredTensor>, file: number): TensorRef[] {
+  return [...tensors]
+    .filter(([, { dtype }]) => dtype !== "i32")
+    .map(([name, { dtype, shape, offset }]) => ({ name, file, dtype, shape, offset }));
+}
+
+async function readPredictors(path: string, model: ModelFile) {
+  const file = await readSafetensors(path);
+  check(
+    file.metadata["pi.format"] === "predictors",
+    "E_FORMAT",
+    `${path}: expected predictors, found ${file.metadata["pi.format"]}`,
+  );
+  const { inputs } = JSON.parse(file.metadata["pi.provenance"] ?? '{"inputs":{}}') as { inputs: { model?: string } };
+  checkSameInput("weights", path, model.weights, inputs.model);
+  return { path: file.path, metadata: file.metadata, tensors: storedTensors(file) };
+}
+
+/** The predictors' thresholds, one a layer; empty without predictors. */
+function readThresholds(metadata: Record<string, string>, config: ModelConfig, path: string): Float32Array {
+  const text = metadata["pi.predictors"];
+  if (text === undefined) return new Float32Array();
+  const layers = JSON.parse(text) as { threshold: number }[];
+  check(
+    layers.length === config.nLayers,
+    "E_FORMAT",
+    `${path}: expected predictors of ${config.nLayers} layers, found ${layers.length}`,
+  );
+  return Float32Array.from(layers, (layer) => layer.threshold);
+}
+
+async function readTextFile(file: ModelFile, name: string): Promise<string | undefined> {
+  const packed = file.metadata["pi.files"];
+  if (packed !== undefined) return (JSON.parse(packed) as Record<string, string>)[name];
+  return readFile(join(dirname(file.path), name), "utf8").catch((error: NodeJS.ErrnoException) => {
+    if (error.code === "ENOENT") return undefined;
+    throw error;
+  });
+}

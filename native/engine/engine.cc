@@ -1,0 +1,301 @@
+#include "engine/engine.h"
+
+#include <chrono>
+#include <cmath>
+#include <stdexcept>
+
+namespace pi {
+namespace {
+
+std::vector<MappedFile> map_files(const std::vector<std::string>& paths) {
+  std::vector<MappedFile> files;
+  for (const std::string& path : paths) files.emplace_back(path);
+  return files;
+}
+
+void grow(std::vector<float>& buffer, size_t size) {
+  if (buffer.size() < size) buffer.resize(size);
+}
+
+}  // namespace
+
+Engine::Engine(EngineOptions options)
+    : c_(std::move(options.config)),
+      k_(kernels::active()),
+      files_(map_files(options.files)),
+      w_(bind_weights(c_, files_, options.tensors)),
+      thresholds_(std::move(options.thresholds)),
+      pool_(std::make_unique<ThreadPool>(options.threads)),
+      kv_(c_, options.kv_blocks, options.kv_f16),
+      ffn_(c_, k_),
+      max_position_(options.kv_blocks * KvCache::kBlockTokens) {
+  if (!c_.rope) max_position_ = std::min(max_position_, c_.max_positions);
+  for (const LayerWeights& layer : w_.layers) max_rank_ = std::max(max_rank_, layer.predictor.fc1.rows);
+  if (c_.rope) {
+    const size_t half = c_.rope_frequencies.size();
+    cosine_.resize(half * max_position_);
+    sine_.resize(half * max_position_);
+    for (size_t i = 0; i < cosine_.size(); ++i) {
+      const double angle = double(i / half) * c_.rope_frequencies[i % half];
+      cosine_[i] = static_cast<float>(std::cos(angle));
+      sine_[i] = static_cast<float>(std::sin(angle));
+    }
+  }
+  counts_.resize(c_.n_layers);
+  for (ActivationCounts& counts : counts_) {
+    for (auto* sums : {&counts.count, &counts.magnitude, &counts.contribution}) sums->resize(c_.n_neurons);
+  }
+  down_norms_.resize(c_.n_layers);
+  reset_stats();
+}
+
+// The forward pass. Comments give the shape of what each line produces; T is the number of rows.
+StepOutput Engine::step(const Batch& batch) {
+  const auto start = std::chrono::steady_clock::now();
+  const int rows = batch.n_rows;
+  const size_t dim = c_.dim;
+  StepOutput out;
+  out.hidden.resize(size_t(c_.n_layers) * batch.n_samples * dim);
+  out.contributions.resize(size_t(c_.n_layers) * batch.n_samples * c_.n_neurons);
+  reserve(batch);
+
+  embed(batch);  // x [T, dim]
+  for (int layer = 0; layer < c_.n_layers; ++layer) {
+    const LayerWeights& w = w_.layers[layer];
+    norm(w.attn_norm, x_.data(), rows, h_.data());  // h [T, dim]
+    project({{&w.q, w.q_bias, q_.data()}, {&w.k, w.k_bias, key_.data()}, {&w.v, w.v_bias, value_.data()}}, h_.data(), rows,
+            stats_.bytes.attention);  // q [T, n_heads * head_dim], key and value [T, n_kv_heads * head_dim]
+    cache_keys_values(batch, layer);
+    attend(batch, layer);                                                                            // attended [T, n_heads * head_dim]
+    project({{&w.o, w.o_bias, attn_out_.data()}}, attended_.data(), rows, stats_.bytes.attention);  // [T, dim]
+    if (!c_.parallel_residual) k_.add(attn_out_.data(), x_.data(), rows * c_.dim);
+    if (c_.shared_norm) {
+      std::swap(h_, ffn_in_);
+    } else {
+      norm(w.ffn_norm, x_.data(), rows, ffn_in_.data());  // ffn_in [T, dim]
+    }
+    ffn(batch, layer, out);  // ffn_out [T, dim]
+    if (c_.parallel_residual) k_.add(attn_out_.data(), x_.data(), rows * c_.dim);
+    k_.add(ffn_out_.data(), x_.data(), rows * c_.dim);
+  }
+  for (int i = 0; i < batch.n_outputs; ++i) norm(w_.norm, &x_[batch.outputs[i] * dim], 1, &h_[i * dim]);
+  if (batch.n_outputs > 0) project({{&w_.head, w_.head_bias, logits_.data()}}, h_.data(), batch.n_outputs, stats_.bytes.head);
+
+  out.logits = logits_.data();  // [n_outputs, vocab]
+  stats_.rows += rows;
+  stats_.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return out;
+}
+
+void Engine::reserve(const Batch& batch) {
+  const size_t rows = batch.n_rows;
+  const size_t q_dim = size_t(c_.n_heads) * c_.head_dim, kv_dim = size_t(c_.n_kv_heads) * c_.head_dim;
+  for (auto* buffer : {&x_, &attn_out_, &ffn_in_, &ffn_out_, &dense_in_, &dense_out_}) grow(*buffer, rows * c_.dim);
+  grow(h_, std::max<size_t>(rows, batch.n_outputs) * c_.dim);
+  grow(ffn_in_, h_.size());
+  for (auto* buffer : {&q_, &attended_}) grow(*buffer, rows * q_dim);
+  for (auto* buffer : {&key_, &value_}) grow(*buffer, rows * kv_dim);
+  grow(logits_, size_t(batch.n_outputs) * c_.vocab);
+  scratch_.reserve(c_, batch.n_rows, max_rank_);
+}
+
+void Engine::embed(const Batch& batch) {
+  for (int t = 0; t < batch.n_rows; ++t) {
+    float* x = &x_[size_t(t) * c_.dim];
+    k_.dequantize_row(w_.embed, batch.tokens[t], x);
+    if (w_.pos_embed) {
+      k_.dequantize_row(w_.pos_embed, batch.positions[t], h_.data());
+      k_.add(h_.data(), x, c_.dim);
+    }
+    stats_.bytes.embed += w_.embed.row_bytes + w_.pos_embed.row_bytes * (w_.pos_embed ? 1 : 0);
+  }
+}
+
+void Engine::norm(const NormWeights& w, const float* x, int rows, float* y) {
+  const Executor on{rows > 4 ? pool_.get() : nullptr};
+  on.each(rows, [&](int t) {
+    const size_t at = size_t(t) * c_.dim;
+    if (c_.rms_norm) {
+      k_.rms_norm(x + at, w.weight, c_.norm_eps, c_.dim, y + at);
+    } else {
+      k_.layer_norm(x + at, w.weight, w.bias, c_.norm_eps, c_.dim, y + at);
+    }
+  });
+}
+
+// y = x · Wᵀ + b for several matrices that read the same x [rows, cols], as one parallel loop.
+void Engine::project(std::initializer_list<Projection> projections, const float* x, int rows, uint64_t& bytes) {
+  constexpr int kGrain = 16;
+  int total = 0;
+  for (const Projection& p : projections) {
+    total += (p.w->rows + kGrain - 1) / kGrain;
+    bytes += p.w->rows * p.w->row_bytes;
+  }
+  Executor{pool_.get()}.ranges(total, 1, [&](int begin, int end) {
+    int first = 0;  // grain index of the projection's first row
+    for (const Projection& p : projections) {
+      const int n = p.w->rows;
+      const int from = std::max(begin - first, 0) * kGrain, to = std::min((end - first) * kGrain, n);
+      first += (n + kGrain - 1) / kGrain;
+      if (from >= to) continue;
+      k_.dot_rows({*p.w, nullptr, from, to, x, size_t(p.w->cols), rows, p.y, size_t(n)});
+      for (int t = 0; p.bias && t < rows; ++t) k_.add(p.bias + from, p.y + size_t(t) * n + from, to - from);
+    }
+  });
+}
+
+void Engine::cache_keys_values(const Batch& batch, int layer) {
+  const size_t q_dim = size_t(c_.n_heads) * c_.head_dim, kv_dim = size_t(c_.n_kv_heads) * c_.head_dim;
+  const Executor on{batch.n_rows > 4 ? pool_.get() : nullptr};
+  on.each(batch.n_rows, [&](int t) {
+    const int position = batch.positions[t];
+    if (c_.rope) {
+      const size_t at = size_t(position) * (c_.head_dim / 2);
+      k_.rope(&q_[t * q_dim], c_.n_heads, c_.head_dim, &cosine_[at], &sine_[at]);
+      k_.rope(&key_[t * kv_dim], c_.n_kv_heads, c_.head_dim, &cosine_[at], &sine_[at]);
+    }
+    const int32_t* blocks = batch.block_tables + size_t(batch.sequences[t]) * batch.blocks_per_sequence;
+    kv_.store(k_, layer, blocks[position / KvCache::kBlockTokens], position % KvCache::kBlockTokens, c_.n_kv_heads,
+              &key_[t * kv_dim], &value_[t * kv_dim]);
+  });
+}
+
+void Engine::attend(const Batch& batch, int layer) {
+  const int group = c_.n_heads / c_.n_kv_heads;
+  const size_t q_dim = size_t(c_.n_heads) * c_.head_dim;
+  pool_->parallel_for(batch.n_rows * c_.n_kv_heads, [&](int task) {
+    const int t = task / c_.n_kv_heads, head = task % c_.n_kv_heads;
+    const size_t at = t * q_dim + size_t(head) * group * c_.head_dim;
+    kernels::Attention a{};
+    kv_.describe(a, layer, head);
+    a.q = &q_[at];
+    a.group = group;
+    a.head_dim = c_.head_dim;
+    a.table = batch.block_tables + size_t(batch.sequences[t]) * batch.blocks_per_sequence;
+    a.n_positions = batch.positions[t] + 1;
+    a.scale = 1.0f / std::sqrt(static_cast<float>(c_.head_dim));
+    a.out = &attended_[at];
+    k_.attention(a);
+  });
+  for (int t = 0; t < batch.n_rows; ++t) stats_.bytes.kv += (batch.positions[t] + 1) * kv_.position_bytes();
+}
+
+// Dense rows go through one GEMM together; sparse rows one by one.
+void Engine::ffn(const Batch& batch, int layer, StepOutput& out) {
+  const bool keep_activations = profiling_ || batch.n_samples > 0;
+  dense_rows_.clear();
+  sparse_rows_.clear();
+  for (int t = 0; t < batch.n_rows; ++t) {
+    const FfnMode mode = FfnMode(batch.modes[t]);
+    const bool dense = mode == FfnMode::kDense || (mode == FfnMode::kExact && keep_activations);
+    (dense ? dense_rows_ : sparse_rows_).push_back(t);
+  }
+  if (!dense_rows_.empty()) ffn_dense_rows(batch, layer, out);
+  if (!sparse_rows_.empty()) ffn_sparse_rows(batch, layer);
+}
+
+void Engine::ffn_dense_rows(const Batch& batch, int layer, StepOutput& out) {
+  const size_t dim = c_.dim;
+  const int rows = static_cast<int>(dense_rows_.size());
+  const bool all = rows == batch.n_rows;
+  if (!all) {
+    for (int i = 0; i < rows; ++i) std::copy_n(&ffn_in_[dense_rows_[i] * dim], dim, &dense_in_[i * dim]);
+  }
+  ffn_.dense(w_.layers[layer], all ? ffn_in_.data() : dense_in_.data(), rows, scratch_,
+             all ? ffn_out_.data() : dense_out_.data(), Executor{pool_.get()}, stats_.bytes);
+  if (!all) {
+    for (int i = 0; i < rows; ++i) std::copy_n(&dense_out_[i * dim], dim, &ffn_out_[dense_rows_[i] * dim]);
+  }
+  if (profiling_) count_activations(layer, rows);
+  if (batch.n_samples > 0) copy_samples(batch, layer, out);
+}
+
+void Engine::ffn_sparse_rows(const Batch& batch, int layer) {
+  const LayerWeights& w = w_.layers[layer];
+  const size_t dim = c_.dim;
+  const int rows = static_cast<int>(sparse_rows_.size());
+  const bool predictors = bool(w.predictor.fc1);
+  std::vector<LayerStats> stats(rows);
+  std::vector<BytesTouched> bytes(rows);
+  if (recall_tracking_ && predictors) down_norms(layer);
+  const auto run = [&](int i, const Executor& on) {
+    const int t = sparse_rows_[i];
+    const bool predict = FfnMode(batch.modes[t]) == FfnMode::kPredictor && predictors;
+    const float threshold = predict ? thresholds_[layer] : 0;
+    const float* x = &ffn_in_[t * dim];
+    stats[i] = ffn_.sparse(w, predict, threshold, x, t, scratch_, &ffn_out_[t * dim], on, bytes[i]);
+    if (predict && recall_tracking_) stats[i] = ffn_.recall(w, threshold, down_norms_[layer], x, t, scratch_);
+  };
+  // Many rows: a thread each, no barrier inside a row. Few: all threads work on one row.
+  if (rows >= 2 * pool_->threads()) {
+    pool_->parallel_for(rows, [&](int i) { run(i, Executor{}); });
+  } else {
+    for (int i = 0; i < rows; ++i) run(i, Executor{pool_.get()});
+  }
+  for (int i = 0; i < rows; ++i) {
+    stats_.layers[layer].add(stats[i]);
+    stats_.bytes.predictor += bytes[i].predictor;
+    stats_.bytes.ffn += bytes[i].ffn;
+  }
+}
+
+// Adds the activations in scratch_.up [rows, n_neurons] to the layer's counts.
+void Engine::count_activations(int layer, int rows) {
+  const std::vector<float>& norms = down_norms(layer);
+  const size_t n = c_.n_neurons;
+  std::vector<double> totals(rows);
+  pool_->parallel_for(rows, [&](int t) {
+    for (size_t i = 0; i < n; ++i) totals[t] += std::fabs(scratch_.up[t * n + i]) * double(norms[i]);
+  });
+  ActivationCounts& counts = counts_[layer];
+  Executor{pool_.get()}.ranges(c_.n_neurons, 64, [&](int begin, int end) {
+    for (int t = 0; t < rows; ++t) {
+      const double scale = totals[t] > 0 ? ActivationCounts::kOne / totals[t] : 0;
+      for (int i = begin; i < end; ++i) {
+        const double magnitude = std::fabs(scratch_.up[t * n + i]);
+        counts.count[i] += magnitude != 0;
+        counts.magnitude[i] += static_cast<uint64_t>(std::llround(magnitude * ActivationCounts::kOne));
+        counts.contribution[i] += static_cast<uint64_t>(std::llround(magnitude * norms[i] * scale));
+      }
+    }
+  });
+}
+
+void Engine::copy_samples(const Batch& batch, int layer, StepOutput& out) {
+  const std::vector<float>& norms = down_norms(layer);
+  const size_t n = c_.n_neurons, dim = c_.dim;
+  for (int s = 0; s < batch.n_samples; ++s) {
+    const int t = batch.samples[s];
+    const auto found = std::lower_bound(dense_rows_.begin(), dense_rows_.end(), t);
+    const float* act = &scratch_.up[(found - dense_rows_.begin()) * n];
+    const size_t row = size_t(layer) * batch.n_samples + s;
+    k_.to_f16(&ffn_in_[t * dim], &out.hidden[row * dim], c_.dim);
+    float high = 0;
+    for (size_t i = 0; i < n; ++i) high = std::max(high, std::fabs(act[i]) * norms[i]);
+    for (size_t i = 0; i < n; ++i) {
+      const float share = high > 0 ? std::fabs(act[i]) * norms[i] / high : 0;
+      out.contributions[row * n + i] = act[i] == 0 ? 0 : static_cast<uint8_t>(std::max(1.0f, std::round(share * 255)));
+    }
+  }
+}
+
+const std::vector<float>& Engine::down_norms(int layer) {
+  if (down_norms_[layer].empty()) down_norms_[layer] = ffn_.down_norms(w_.layers[layer], Executor{pool_.get()});
+  return down_norms_[layer];
+}
+
+void Engine::reset_stats() {
+  stats_ = EngineStats{};
+  stats_.layers.resize(c_.n_layers);
+}
+
+size_t Engine::allocated_bytes() const {
+  size_t floats = cosine_.size() + sine_.size() + logits_.size() + h_.size();
+  for (const auto* buffer : {&x_, &q_, &key_, &value_, &attended_, &attn_out_, &ffn_in_, &ffn_out_, &dense_in_, &dense_out_}) {
+    floats += buffer->size();
+  }
+  floats += scratch_.gate.size() + scratch_.up.size() + scratch_.scores.size() + scratch_.hidden.size() + scratch_.active.size();
+  return kv_.bytes() + floats * sizeof(float);
+}
+
+}  // namespace pi

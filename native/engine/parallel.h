@@ -1,0 +1,31 @@
+// Where loops run: on the pool, or on the calling thread when the caller itself is one of the pool's.
+#pragma once
+
+#include <algorithm>
+
+#include "base/thread_pool.h"
+
+namespace pi {
+
+struct Executor {
+  ThreadPool* pool = nullptr;
+
+  template <typename F>
+  void each(int n, F&& f) const {
+    if (pool) {
+      pool->parallel_for(n, f);
+    } else {
+      for (int i = 0; i < n; ++i) f(i);
+    }
+  }
+
+  // Splits [0, n) into about four ranges a thread, each a multiple of `grain`, and calls f(begin, end).
+  template <typename F>
+  void ranges(int n, int grain, F&& f) const {
+    const int parts = pool ? pool->threads() * 4 : 1;
+    const int size = std::max(1, (n / parts + grain - 1) / grain) * grain;
+    each((n + size - 1) / size, [&](int i) { f(i * size, std::min(n, (i + 1) * size)); });
+  }
+};
+
+}  // namespace pi

@@ -1,0 +1,36 @@
+// What the engine counted while it worked.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace pi {
+
+struct BytesTouched {
+  uint64_t embed = 0, attention = 0, kv = 0, predictor = 0, ffn = 0, head = 0;
+};
+
+// Sums over sparse rows. Without recall tracking, `active` and `hit` count the predicted neurons that really fired.
+struct LayerStats {
+  uint64_t rows = 0, active = 0, predicted = 0, hit = 0;
+  double weighted_recall = 0;
+
+  void add(const LayerStats& o) {
+    rows += o.rows, active += o.active, predicted += o.predicted, hit += o.hit, weighted_recall += o.weighted_recall;
+  }
+};
+
+struct EngineStats {
+  uint64_t rows = 0;
+  BytesTouched bytes;
+  std::vector<LayerStats> layers;
+  double seconds = 0;
+};
+
+// Per-neuron sums of one layer in integers (2^-20 fixed point), so that merging runs is exact.
+struct ActivationCounts {
+  static constexpr double kOne = 1 << 20;
+  std::vector<uint64_t> count, magnitude, contribution;
+};
+
+}  // namespace pi

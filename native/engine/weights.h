@@ -1,0 +1,53 @@
+// Views of a model's tensors in the mapped files, by role.
+#pragma once
+
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "base/mapped_file.h"
+#include "engine/config.h"
+#include "kernels/kernels.h"
+
+namespace pi {
+
+// A weight matrix [rows, cols]; rows == 0 where the model has none.
+struct MatrixView : kernels::Matrix {
+  int rows = 0;
+  explicit operator bool() const { return rows > 0; }
+};
+
+// f32 [n]; null where the model has none.
+using VectorView = const float*;
+
+struct NormWeights {
+  VectorView weight = nullptr, bias = nullptr;
+};
+
+struct PredictorWeights {
+  MatrixView fc1, fc2;  // [rank, dim], [n_neurons, rank]
+  VectorView fc1_bias = nullptr, fc2_bias = nullptr;
+};
+
+struct LayerWeights {
+  NormWeights attn_norm, ffn_norm;
+  MatrixView q, k, v, o;
+  VectorView q_bias = nullptr, k_bias = nullptr, v_bias = nullptr, o_bias = nullptr;
+  MatrixView gate, up, down_t;  // [n_neurons, dim]
+  VectorView gate_bias = nullptr, up_bias = nullptr, down_bias = nullptr;
+  PredictorWeights predictor;
+};
+
+struct ModelWeights {
+  MatrixView embed, pos_embed, head;
+  VectorView head_bias = nullptr;
+  NormWeights norm;
+  std::vector<LayerWeights> layers;
+};
+
+// Looks every tensor of the split-weight layout up by name (docs/formats.md). Throws std::runtime_error naming the
+// tensor when one is missing, has another shape than the config asks for, or lies outside its file.
+ModelWeights bind_weights(const ModelConfig& config, const std::vector<MappedFile>& files,
+                          const std::vector<TensorRef>& tensors);
+
+}  // namespace pi

@@ -1,0 +1,102 @@
+import { check } from "./errors.ts";
+import { Fields } from "./fields.ts";
+import type { Provenance } from "./provenance.ts";
+
+/** One layer's predictor as measured on held-out samples, with its weights as stored. Shares are in [0, 1]. */
+export interface PredictorMetrics {
+  rank: number;
+  /** Score at or above which a neuron is predicted active. */
+  threshold: number;
+  /** Share of the active neurons that are predicted. */
+  recall: number;
+  /** Mean over rows of the share of Σ|act|·‖down row‖ that the predicted neurons hold. */
+  weightedRecall: number;
+  /** Share of the predicted neurons that are active. */
+  precision: number;
+  /** Share of idle neurons, and of neurons predicted idle. */
+  trueSparsity: number;
+  predictedSparsity: number;
+  /** Of the stored tensors. */
+  bytes: number;
+}
+
+/** A mode's outputs against the same weights dense, teacher forced over a corpus. KL in nats. */
+export interface QualityReport {
+  /** sha256 of the tokens (i32, little-endian), and how many of them were scored. */
+  corpus: { sha256: string; tokens: number };
+  perplexityDense: number;
+  perplexity: number;
+  perplexityRatio: number;
+  /** Of KL(dense ‖ mode), per token. */
+  meanKl: number;
+  p99Kl: number;
+  /** Share of positions at which the most likely token is the same. */
+  top1Agreement: number;
+  weightedRecall: number;
+}
+
+/** Metadata of `predictors.safetensors` that is about predictors; see docs/formats.md. */
+export interface PredictorsMetadata {
+  metrics: PredictorMetrics[];
+  quality: QualityReport;
+  provenance: Provenance;
+}
+
+const VERSION = "1";
+
+/** The metadata entries that say `p`. */
+export function predictorsMetadata(p: PredictorsMetadata): Record<string, string> {
+  return {
+    "pi.format": "predictors",
+    "pi.version": VERSION,
+    "pi.predictors": JSON.stringify(p.metrics),
+    "pi.quality": JSON.stringify(p.quality),
+    "pi.provenance": JSON.stringify(p.provenance),
+  };
+}
+
+/** Reads the metadata of a predictors file of `nLayers` layers; throws `E_FORMAT` naming `path`, expected and actual. */
+export function parsePredictors(metadata: Record<string, string>, path: string, nLayers: number): PredictorsMetadata {
+  const [format, version] = [metadata["pi.format"], metadata["pi.version"]];
+  check(format === "predictors", "E_FORMAT", `${path}: expected pi.format predictors, found ${format ?? "none"}`);
+  check(version === VERSION, "E_FORMAT", `${path}: expected pi.version ${VERSION}, found ${version ?? "none"}`);
+  const provenance = Fields.parse(metadata["pi.provenance"] ?? "", `${path}: pi.provenance`, "E_FORMAT");
+  provenance.object("inputs");
+  provenance.object("options");
+  return {
+    metrics: parsePredictorMetrics(metadata["pi.predictors"] ?? "", path, nLayers),
+    quality: parseQuality(metadata["pi.quality"] ?? "", path),
+    provenance: JSON.parse(metadata["pi.provenance"]!) as Provenance,
+  };
+}
+
+/** Parses `pi.predictors`: a list of one entry a layer. Throws `E_FORMAT`. */
+export function parsePredictorMetrics(text: string, path: string, nLayers: number): PredictorMetrics[] {
+  const list = Fields.parse(`{"layers": ${text || "null"}}`, `${path}: pi.predictors`, "E_FORMAT");
+  return list.objects("layers", nLayers).map((layer) => ({
+    rank: layer.integer("rank", 1),
+    threshold: layer.number("threshold", -Infinity),
+    recall: layer.number("recall", 0, 1),
+    weightedRecall: layer.number("weightedRecall", 0, 1),
+    precision: layer.number("precision", 0, 1),
+    trueSparsity: layer.number("trueSparsity", 0, 1),
+    predictedSparsity: layer.number("predictedSparsity", 0, 1),
+    bytes: layer.integer("bytes"),
+  }));
+}
+
+/** Parses `pi.quality`. Throws `E_FORMAT`. */
+export function parseQuality(text: string, path: string): QualityReport {
+  const fields = Fields.parse(text, `${path}: pi.quality`, "E_FORMAT");
+  const corpus = fields.object("corpus");
+  return {
+    corpus: { sha256: corpus.string("sha256"), tokens: corpus.integer("tokens") },
+    perplexityDense: fields.number("perplexityDense"),
+    perplexity: fields.number("perplexity"),
+    perplexityRatio: fields.number("perplexityRatio"),
+    meanKl: fields.number("meanKl"),
+    p99Kl: fields.number("p99Kl"),
+    top1Agreement: fields.number("top1Agreement", 0, 1),
+    weightedRecall: fields.number("weightedRecall", 0, 1),
+  };
+}

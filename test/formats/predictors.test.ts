@@ -1,0 +1,67 @@
+import { describe, expect, test } from "vitest";
+import {
+  parsePredictorMetrics,
+  parsePredictors,
+  parseQuality,
+  predictorsMetadata,
+  type PredictorsMetadata,
+} from "../../formats/predictors.ts";
+import { provenance } from "../../formats/provenance.ts";
+
+const example: PredictorsMetadata = {
+  metrics: [
+    {
+      rank: 64,
+      threshold: -1.25,
+      recall: 0.97,
+      weightedRecall: 0.995,
+      precision: 0.5,
+      trueSparsity: 0.9,
+      predictedSparsity: 0.8,
+      bytes: 12345,
+    },
+  ],
+  quality: {
+    corpus: { sha256: "ab".repeat(32), tokens: 1000 },
+    perplexityDense: 20,
+    perplexity: 20.01,
+    perplexityRatio: 1.0005,
+    meanKl: 0.001,
+    p99Kl: 0.01,
+    top1Agreement: 0.99,
+    weightedRecall: 0.995,
+  },
+  provenance: provenance("train-predictor", { seed: 1 }, { model: "m", activations: "a" }),
+};
+
+test("what was written is read back", () => {
+  expect(parsePredictors(predictorsMetadata(example), "p", 1)).toEqual(example);
+});
+
+describe("refused with file, expected and actual", () => {
+  const metadata = predictorsMetadata(example);
+  const without = (key: string) => ({ ...example.metrics[0], [key]: undefined });
+  test.each([
+    ["another format", { "pi.format": "model" }, "p: expected pi.format predictors, found model"],
+    ["another version", { "pi.version": "2" }, "p: expected pi.version 1, found 2"],
+    ["no metrics", { "pi.predictors": "" }, "p: pi.predictors: layers: expected a list of 1, got null"],
+    ["too many layers", { "pi.predictors": "[{},{}]" }, "expected a list of 1, got a list of 2"],
+    [
+      "no threshold",
+      { "pi.predictors": JSON.stringify([without("threshold")]) },
+      "layers[0].threshold: expected a number",
+    ],
+    ["no quality", { "pi.quality": "" }, "p: pi.quality: not JSON"],
+    ["a recall above 1", { "pi.quality": metadata["pi.quality"]!.replace("0.995", "1.5") }, "weightedRecall: expected"],
+    ["no provenance", { "pi.provenance": "{}" }, "p: pi.provenance: inputs: expected an object, got nothing"],
+  ])("%s", (_, change, message) => {
+    const read = () => parsePredictors({ ...metadata, ...change }, "p", 1);
+    expect(read).toThrow(message);
+    expect(read).toThrow(expect.objectContaining({ code: "E_FORMAT" }));
+  });
+
+  test("an artifact's entries by themselves", () => {
+    expect(() => parsePredictorMetrics("{", "x.pi", 1)).toThrow("x.pi: pi.predictors: not JSON");
+    expect(() => parseQuality("[]", "x.pi")).toThrow("x.pi: pi.quality: expected an object");
+  });
+});

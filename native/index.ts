@@ -176,7 +176,13 @@ export interface PredictorTrainer {
    * @param order [rows] indices into N
    * @returns mean loss per row and neuron over the pass
    */
-  epoch(hidden: Uint16Array, contributions: Uint8Array, order: Int32Array, batch: number, learningRate: number): Promise<number>;
+  epoch(
+    hidden: Uint16Array,
+    contributions: Uint8Array,
+    order: Int32Array,
+    batch: number,
+    learningRate: number,
+  ): Promise<number>;
   /** f32 scores [rows, nNeurons] of the samples named by `samples` [rows], indices into `hidden` f16 [N, dim]. */
   scores(hidden: Uint16Array, samples: Int32Array): Promise<Float32Array>;
   weights(): PredictorWeights;
@@ -204,10 +210,22 @@ export interface Binding {
    * Converts `rows` x `cols` elements from a float type into `to`, optionally transposed (source is then
    * [cols, rows] row-major). Returns the bytes of the destination, row-major [rows, cols].
    */
-  convertTensor(source: Uint8Array, from: DType, to: DType, rows: number, cols: number, transpose: boolean): Promise<Uint8Array>;
+  convertTensor(
+    source: Uint8Array,
+    from: DType,
+    to: DType,
+    rows: number,
+    cols: number,
+    transpose: boolean,
+  ): Promise<Uint8Array>;
   /** Any block or float type to f32, [rows, cols] row-major. */
   dequantize(source: Uint8Array, from: DType, rows: number, cols: number): Promise<Float32Array>;
-  compareLogits(reference: Float32Array, test: Float32Array, targets: Int32Array, vocab: number): Promise<LogitComparison>;
+  compareLogits(
+    reference: Float32Array,
+    test: Float32Array,
+    targets: Int32Array,
+    vocab: number,
+  ): Promise<LogitComparison>;
   /** Read bandwidth in bytes per second over a buffer of `bytes` shared by `threads`, best of `seconds` of passes. */
   readBandwidth(bytes: number, threads: number, seconds: number): Promise<number>;
 }

@@ -3,6 +3,7 @@
 #include <napi.h>
 
 #include <algorithm>
+#include <memory>
 #include <string>
 #include <thread>
 
@@ -79,7 +80,7 @@ Napi::Value convert_tensor(const Napi::CallbackInfo& info) {
   arguments.check_blocks(to, "to", cols);
   arguments.check_source(source, from, rows, cols);
 
-  const auto out = Napi::Uint8Array::New(info.Env(), rows * row_bytes(to, cols));
+  auto out = Napi::Uint8Array::New(info.Env(), rows * row_bytes(to, cols));
   auto kept = std::make_shared<Napi::ObjectReference>(Napi::Persistent(out.As<Napi::Object>()));
   const uint8_t* in_data = source.Data();
   uint8_t* out_data = out.Data();
@@ -97,7 +98,7 @@ Napi::Value dequantize(const Napi::CallbackInfo& info) {
   arguments.check_blocks(from, "from", cols);
   arguments.check_source(source, from, rows, cols);
 
-  const auto out = Napi::Float32Array::New(info.Env(), rows * cols);
+  auto out = Napi::Float32Array::New(info.Env(), rows * cols);
   auto kept = std::make_shared<Napi::ObjectReference>(Napi::Persistent(out.As<Napi::Object>()));
   const uint8_t* in_data = source.Data();
   float* out_data = out.Data();

@@ -1,0 +1,291 @@
+// Every kernel of every instruction set against a naive f64 twin, and the order-of-summation promises bit for bit.
+#include <algorithm>
+#include <cstring>
+
+#include "checks/check.h"
+#include "kernels/kernels.h"
+
+namespace pi::checks {
+namespace {
+
+using kernels::Matrix;
+using kernels::Table;
+
+constexpr DType kTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0};
+constexpr const char* kTypeNames[] = {"f32", "f16", "bf16", "q8_0", "q4_0"};
+
+// A matrix of `type` with its exact values in f64.
+struct Weights {
+  std::vector<uint8_t> bytes;
+  std::vector<double> values;
+  Matrix view;
+};
+
+void fill_block(std::mt19937& random, bool saturate, BlockQ8_0& block, double* values) {
+  block.d = f32_to_f16(saturate ? 100.0f : 0.01f + (random() % 100) * 1e-4f);
+  for (int i = 0; i < 32; ++i) {
+    block.q[i] = static_cast<int8_t>(saturate ? (random() % 2 ? 127 : -128) : static_cast<int>(random() % 255) - 127);
+    values[i] = double(f16_to_f32(block.d)) * block.q[i];
+  }
+}
+
+void fill_block(std::mt19937& random, bool saturate, BlockQ4_0& block, double* values) {
+  block.d = f32_to_f16(saturate ? 100.0f : 0.01f + (random() % 100) * 1e-4f);
+  for (int i = 0; i < 16; ++i) {
+    block.q[i] = static_cast<uint8_t>(saturate ? (random() % 2 ? 0xff : 0x00) : random() % 256);
+    values[i] = double(f16_to_f32(block.d)) * ((block.q[i] & 15) - 8);
+    values[i + 16] = double(f16_to_f32(block.d)) * ((block.q[i] >> 4) - 8);
+  }
+}
+
+template <typename Block>
+void fill_blocks(std::mt19937& random, bool saturate, Weights& w, size_t n) {
+  for (size_t b = 0; b < n / 32; ++b) {
+    fill_block(random, saturate, reinterpret_cast<Block*>(w.bytes.data())[b], &w.values[b * 32]);
+  }
+}
+
+Weights make_weights(DType type, int rows, int cols, uint32_t seed, bool saturate) {
+  std::mt19937 random(seed);
+  const size_t n = size_t(rows) * cols;
+  Weights w;
+  w.bytes.resize(rows * row_bytes(type, cols));
+  w.values.resize(n);
+  if (type == DType::kQ8_0) fill_blocks<BlockQ8_0>(random, saturate, w, n);
+  if (type == DType::kQ4_0) fill_blocks<BlockQ4_0>(random, saturate, w, n);
+  if (block_size(type) == 1) {
+    const std::vector<float> x = random_vector(n, seed, saturate ? 1e4f : 1.0f);
+    for (size_t i = 0; i < n; ++i) {
+      const uint16_t half = type == DType::kF16 ? f32_to_f16(x[i]) : f32_to_bf16(x[i]);
+      if (type == DType::kF32) {
+        std::memcpy(&w.bytes[i * 4], &x[i], 4);
+        w.values[i] = x[i];
+      } else {
+        std::memcpy(&w.bytes[i * 2], &half, 2);
+        w.values[i] = type == DType::kF16 ? f16_to_f32(half) : bf16_to_f32(half);
+      }
+    }
+  }
+  w.view = {w.bytes.data(), type, row_bytes(type, cols), cols};
+  return w;
+}
+
+// Rounding error of a sum of n products in f32, whatever its order: n * eps * sum |a b| (Higham, 2002), with slack for
+// the extra product by a block's scale.
+double tolerance(int n, double absolute_sum) { return (n + 8) * 6e-8 * absolute_sum + 1e-30; }
+
+std::string at(const char* what, size_t i, double expected, double actual) {
+  return std::string(what) + " " + std::to_string(i) + ": expected " + std::to_string(expected) + ", got " + std::to_string(actual);
+}
+
+std::string check_dot(const Table& k, DType type, int rows, int cols, int tokens, bool saturate) {
+  const Weights w = make_weights(type, rows, cols, 7, saturate);
+  const std::vector<float> x = random_vector(size_t(tokens) * cols, 8, saturate ? 1e4f : 1.0f);
+  std::vector<float> y(size_t(tokens) * rows), again(y.size());
+  k.dot_rows({w.view, nullptr, 0, rows, x.data(), size_t(cols), tokens, y.data(), size_t(rows)});
+  for (int t = 0; t < tokens; ++t) {
+    for (int r = 0; r < rows; ++r) {
+      double sum = 0, absolute = 0;
+      for (int j = 0; j < cols; ++j) {
+        const double product = w.values[size_t(r) * cols + j] * x[size_t(t) * cols + j];
+        sum += product;
+        absolute += std::fabs(product);
+      }
+      const double got = y[size_t(t) * rows + r];
+      if (!(std::fabs(got - sum) <= tolerance(cols, absolute))) return at("row", r, sum, got);
+    }
+  }
+  // Alone, one token at a time, in odd pieces, through an index list: the same bits.
+  std::vector<int32_t> list(rows);
+  for (int r = 0; r < rows; ++r) list[r] = r;
+  for (int t = 0; t < tokens; ++t) {
+    for (int begin = 0; begin < rows; begin += 5) {
+      k.dot_rows({w.view, list.data(), begin, std::min(rows, begin + 5), &x[size_t(t) * cols], size_t(cols), 1,
+                  &again[size_t(t) * rows], size_t(rows)});
+    }
+  }
+  return std::memcmp(y.data(), again.data(), y.size() * 4) == 0 ? "" : "bits depend on the tiling";
+}
+
+std::string check_axpy(const Table& k, DType type, int rows, int cols, int tokens, bool saturate) {
+  const Weights w = make_weights(type, rows, cols, 9, saturate);
+  std::vector<float> a = random_vector(size_t(tokens) * rows, 10, saturate ? 1e4f : 1.0f);
+  for (size_t i = 0; i < a.size(); i += 3) a[i] = 0;
+  std::vector<float> y(size_t(tokens) * cols, 0.5f), again = y;
+  k.axpy_rows({w.view, nullptr, rows, a.data(), size_t(rows), tokens, y.data(), size_t(cols), 0, cols});
+  for (int t = 0; t < tokens; ++t) {
+    for (int c = 0; c < cols; ++c) {
+      double sum = 0.5, absolute = 0.5;
+      for (int r = 0; r < rows; ++r) {
+        const double product = w.values[size_t(r) * cols + c] * a[size_t(t) * rows + r];
+        sum += product;
+        absolute += std::fabs(product);
+      }
+      const double got = y[size_t(t) * cols + c];
+      if (!(std::fabs(got - sum) <= tolerance(2 * rows, absolute))) return at("column", c, sum, got);
+    }
+  }
+  // Only the rows that are not zero, one token at a time, columns in pieces: the same bits.
+  for (int t = 0; t < tokens; ++t) {
+    std::vector<int32_t> list;
+    std::vector<float> packed;
+    for (int r = 0; r < rows; ++r) {
+      if (a[size_t(t) * rows + r] == 0) continue;
+      list.push_back(r);
+      packed.push_back(a[size_t(t) * rows + r]);
+    }
+    for (int begin = 0; begin < cols; begin += 32) {
+      k.axpy_rows({w.view, list.data(), static_cast<int>(list.size()), packed.data(), list.size(), 1, &again[size_t(t) * cols],
+                   size_t(cols), begin, std::min(cols, begin + 32)});
+    }
+  }
+  return std::memcmp(y.data(), again.data(), y.size() * 4) == 0 ? "" : "bits depend on the tiling, or on skipping zeros";
+}
+
+std::string check_dequantize(const Table& k, DType type) {
+  const Weights w = make_weights(type, 3, 96, 11, false);
+  std::vector<float> row(96);
+  for (int r = 0; r < 3; ++r) {
+    k.dequantize_row(w.view, r, row.data());
+    for (int j = 0; j < 96; ++j) {
+      if (row[j] != static_cast<float>(w.values[r * 96 + j])) return at("element", j, w.values[r * 96 + j], row[j]);
+    }
+  }
+  return "";
+}
+
+std::string check_attention(const Table& k, bool f16, int positions, int head_dim) {
+  constexpr int kGroup = 2, kBlock = 32;
+  const int blocks = (positions + kBlock - 1) / kBlock;
+  const size_t element = f16 ? 2 : 4, side = size_t(kBlock) * head_dim * element;
+  const std::vector<float> q = random_vector(kGroup * head_dim, 12, 3.0f);
+  const std::vector<float> kv = random_vector(size_t(blocks) * 2 * kBlock * head_dim, 13);
+  std::vector<uint8_t> cache(kv.size() * element);
+  std::vector<double> exact(kv.size());
+  for (size_t i = 0; i < kv.size(); ++i) {
+    const uint16_t half = f32_to_f16(kv[i]);
+    std::memcpy(&cache[i * element], f16 ? static_cast<const void*>(&half) : &kv[i], element);
+    exact[i] = f16 ? f16_to_f32(half) : kv[i];
+  }
+  std::vector<int32_t> table(blocks);
+  for (int b = 0; b < blocks; ++b) table[b] = blocks - 1 - b;
+  std::vector<float> out(kGroup * head_dim);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
+  k.attention({q.data(), kGroup, head_dim, cache.data(), cache.data() + side, 2 * side, f16, table.data(), kBlock, positions, scale, out.data()});
+
+  const auto cached = [&](int position, int value, int d) {
+    return exact[((size_t(table[position / kBlock]) * 2 + value) * kBlock + position % kBlock) * head_dim + d];
+  };
+  for (int g = 0; g < kGroup; ++g) {
+    std::vector<double> weight(positions);
+    double high = -1e300, total = 0;
+    for (int p = 0; p < positions; ++p) {
+      for (int d = 0; d < head_dim; ++d) weight[p] += q[g * head_dim + d] * cached(p, 0, d);
+      weight[p] *= scale;
+      high = std::max(high, weight[p]);
+    }
+    for (double& x : weight) total += x = std::exp(x - high);
+    for (int d = 0; d < head_dim; ++d) {
+      double expected = 0;
+      for (int p = 0; p < positions; ++p) expected += weight[p] / total * cached(p, 1, d);
+      if (!(std::fabs(out[g * head_dim + d] - expected) <= 2e-5)) return at("dimension", d, expected, out[g * head_dim + d]);
+    }
+  }
+  return "";
+}
+
+std::string check_activation(const Table& k, kernels::Unary f, double (*twin)(double)) {
+  std::vector<float> x = random_vector(1003, 14, 4.0f);
+  x[0] = 80, x[1] = -80, x[2] = 0, x[3] = -0.0f, x[4] = 0.5f;
+  std::vector<float> y = x;
+  k.activate(f, 0.5f, y.data(), static_cast<int>(y.size()));
+  for (size_t i = 0; i < x.size(); ++i) {
+    const double expected = twin(x[i]);
+    if (!(std::fabs(y[i] - expected) <= 1e-6 * (1 + std::fabs(expected)))) return at("element", i, expected, y[i]);
+  }
+  return "";
+}
+
+std::string check_norms(const Table& k) {
+  constexpr int kN = 333;
+  const std::vector<float> x = random_vector(kN, 15, 3.0f), weight = random_vector(kN, 16), bias = random_vector(kN, 17);
+  std::vector<float> rms(kN), layer(kN);
+  k.rms_norm(x.data(), weight.data(), 1e-5f, kN, rms.data());
+  k.layer_norm(x.data(), weight.data(), bias.data(), 1e-5f, kN, layer.data());
+  double mean = 0, squares = 0, variance = 0;
+  for (float v : x) mean += v / double(kN), squares += double(v) * v / kN;
+  for (float v : x) variance += (v - mean) * (v - mean) / kN;
+  for (int i = 0; i < kN; ++i) {
+    const double a = x[i] / std::sqrt(squares + 1e-5) * weight[i];
+    const double b = (x[i] - mean) / std::sqrt(variance + 1e-5) * weight[i] + bias[i];
+    if (!(std::fabs(rms[i] - a) <= 1e-5)) return at("rms element", i, a, rms[i]);
+    if (!(std::fabs(layer[i] - b) <= 1e-5)) return at("layer element", i, b, layer[i]);
+  }
+  return "";
+}
+
+std::string check_sum_exp(const Table& k) {
+  const std::vector<float> x = random_vector(5003, 18, 5.0f);
+  const float high = *std::max_element(x.begin(), x.end());
+  double expected = 0;
+  for (float v : x) expected += std::exp(double(v) - high);
+  const double got = k.sum_exp(x.data(), high, static_cast<int>(x.size()));
+  return std::fabs(got - expected) <= 1e-5 * expected ? "" : at("sum", 0, expected, got);
+}
+
+std::string check_f16(const Table& k) {
+  std::vector<float> x = random_vector(1001, 19, 1e-4f);
+  for (size_t i = 0; i < 500; ++i) x[i] *= 1e6f;
+  x[0] = 65504, x[1] = 65519.9f, x[2] = 65520, x[3] = 6e-8f, x[4] = 2.9e-8f, x[5] = -0.0f;
+  std::vector<uint16_t> y(x.size());
+  k.to_f16(x.data(), y.data(), static_cast<int>(x.size()));
+  for (size_t i = 0; i < x.size(); ++i) {
+    if (y[i] != f32_to_f16(x[i])) return at("element", i, f32_to_f16(x[i]), y[i]);
+  }
+  return "";
+}
+
+double relu(double x) { return x > 0 ? x : 0; }
+double relu2(double x) { return relu(x) * relu(x); }
+double fatrelu(double x) { return x >= 0.5 ? x : 0; }
+double silu(double x) { return x / (1 + std::exp(-x)); }
+double gelu(double x) { return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0))); }
+double gelu_tanh(double x) { return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))); }
+
+const bool registered = [] {
+  for (const Table* k : kernels::available()) {
+    const std::string isa = std::string(k->name) + " ";
+    for (size_t i = 0; i < std::size(kTypes); ++i) {
+      const DType type = kTypes[i];
+      const std::string name = isa + kTypeNames[i] + " ";
+      for (bool saturate : {false, true}) {
+        const std::string inputs = saturate ? "saturating" : "random";
+        Check(name + "dot rows, " + inputs, [=] { return check_dot(*k, type, 37, 160, 9, saturate); });
+        Check(name + "axpy rows, " + inputs, [=] { return check_axpy(*k, type, 75, 192, 6, saturate); });
+      }
+      if (block_size(type) == 1) {
+        Check(name + "dot rows, odd width", [=] { return check_dot(*k, type, 11, 77, 5, false); });
+        Check(name + "axpy rows, odd width", [=] { return check_axpy(*k, type, 19, 77, 5, false); });
+      }
+      Check(name + "dequantize", [=] { return check_dequantize(*k, type); });
+    }
+    for (bool f16 : {false, true}) {
+      for (int positions : {1, 32, 77}) {
+        Check(isa + (f16 ? "f16" : "f32") + " attention over " + std::to_string(positions), [=] { return check_attention(*k, f16, positions, 40); });
+      }
+    }
+    const std::pair<kernels::Unary, double (*)(double)> activations[] = {
+        {kernels::Unary::kRelu, relu}, {kernels::Unary::kRelu2, relu2}, {kernels::Unary::kFatRelu, fatrelu},
+        {kernels::Unary::kSilu, silu}, {kernels::Unary::kGelu, gelu},   {kernels::Unary::kGeluTanh, gelu_tanh}};
+    for (const auto& [f, twin] : activations) {
+      Check(isa + "activation " + std::to_string(static_cast<int>(f)), [k, f = f, twin = twin] { return check_activation(*k, f, twin); });
+    }
+    Check(isa + "norms", [=] { return check_norms(*k); });
+    Check(isa + "sum of exponentials", [=] { return check_sum_exp(*k); });
+    Check(isa + "f16 rounding", [=] { return check_f16(*k); });
+  }
+  return true;
+}();
+
+}  // namespace
+}  // namespace pi::checks

@@ -4,7 +4,7 @@
 
 Weights become f16, named as in LlamaForCausalLM or OPTForCausalLM; before anything is written, transformers' f32 logits
 are compared with those of the trained model. The model card is filled from the run's log.jsonl and heldout.json (see
-`train.py evaluate`); without the latter it says nothing about quality. `--samples` adds texts written by sample.py.
+`train.py evaluate`); without the latter it says nothing about quality. Its quotations are sampled, seeded and unedited.
 
 Needs torch, transformers and safetensors.
 """
@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
+import sample
 from data import BOS, BOS_ID, EOS, EOS_ID
 from model import NORM_EPS, ROPE_THETA, load
 
@@ -29,6 +30,9 @@ CHAT_TEMPLATE = (
     "{%- if not loop.last %}{{- '\\n' }}{%- endif %}"
     "{%- endfor %}"
 )
+# Of generation_config.json and of the card's quotations.
+SAMPLING = dict(temperature=0.8, top_p=0.95)
+QUOTED_OPENINGS = ["The old man", "It was late in the evening when", "“My dear friend,” said"]
 
 
 def llama(state, shape):
@@ -108,7 +112,9 @@ def write_json(folder, name, value):
 
 def write_weights(folder, config, tensors, dtype):
     tensors = {name: t.to(dtype).contiguous() for name, t in tensors.items()}
-    save_file(tensors, os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
+    path = os.path.join(folder, "model.safetensors")
+    save_file(tensors, path, metadata={"format": "pt"})
+    os.chmod(path, 0o644)
     write_json(folder, "config.json", dict(config, torch_dtype=str(dtype).removeprefix("torch.")))
 
 
@@ -149,7 +155,18 @@ def quality(heldout):
     return "\n".join(rows)
 
 
-def model_card(name, checkpoint, shape, log, heldout, samples):
+def quotations(folder):
+    """Three continuations by the exported model, openings in bold, as Markdown."""
+    model, tokenizer = sample.load(folder)
+    torch.manual_seed(0)
+    quotes = []
+    for opening in QUOTED_OPENINGS:
+        [text] = sample.continuations(model, tokenizer, opening, count=1, tokens=100, **SAMPLING)
+        quotes.append(f"> **{opening}**" + text.rstrip().replace("\n", "\n>\n> ") + " …")
+    return "\n\n".join(quotes)
+
+
+def model_card(name, checkpoint, shape, log, heldout, quotes):
     start, options = log[0], checkpoint["options"]
     tokens = checkpoint["step"] * options["batch"] * shape["context"]
     begin = int(options["steps"] * options["dense_share"])
@@ -181,9 +198,10 @@ def model_card(name, checkpoint, shape, log, heldout, samples):
             "The second half of the training lowers the loss by itself, so the difference between the rows is not the "
             "price of sparsity alone."
         )
-    if samples:
-        quotes = "\n\n".join("> " + text.strip().replace("\n", "\n> ") for text in samples)
-        sections.append(f"## What it writes\n\nSampled at temperature 0.8, top-p 0.95, unedited; prompts in bold.\n\n{quotes}")
+    sections.append(
+        f"## What it writes\n\nTemperature {SAMPLING['temperature']}, top-p {SAMPLING['top_p']}, seed 0, first try, "
+        f"unedited; openings in bold.\n\n{quotes}"
+    )
     sections.append(
         "## Chat template\n\nThe model continues prose and was never taught to converse: the template joins the "
         "messages by newlines, and the answer is what comes next."
@@ -191,7 +209,7 @@ def model_card(name, checkpoint, shape, log, heldout, samples):
     return "\n\n".join(sections) + "\n"
 
 
-def export(run, tokenizer, output, samples):
+def export(run, tokenizer, output):
     model, checkpoint = load(os.path.join(run, "latest.pt"))
     shape = model.shape
     config, tensors = ARCHITECTURES[checkpoint["arch"]](checkpoint["model"], shape)
@@ -213,15 +231,16 @@ def export(run, tokenizer, output, samples):
             clean_up_tokenization_spaces=False,
         ),
     )
-    sampling = dict(do_sample=True, temperature=0.8, top_p=0.95)
-    write_json(output, "generation_config.json", dict(bos_token_id=BOS_ID, eos_token_id=EOS_ID, **sampling))
+    generation = dict(bos_token_id=BOS_ID, eos_token_id=EOS_ID, do_sample=True, **SAMPLING)
+    write_json(output, "generation_config.json", generation)
     with open(os.path.join(output, "chat_template.jinja"), "w") as f:
         f.write(CHAT_TEMPLATE)
     with open(os.path.join(run, "log.jsonl")) as f:
         log = [json.loads(line) for line in f]
+    heldout = read_json(os.path.join(run, "heldout.json"))
     name = os.path.basename(os.path.normpath(output))
-    with open(os.path.join(output, "README.md"), "w") as f:
-        f.write(model_card(name, checkpoint, shape, log, read_json(os.path.join(run, "heldout.json")), samples))
+    with open(os.path.join(output, "README.md"), "w", encoding="utf-8") as f:
+        f.write(model_card(name, checkpoint, shape, log, heldout, quotations(output)))
 
 
 if __name__ == "__main__":
@@ -229,10 +248,5 @@ if __name__ == "__main__":
     parser.add_argument("--run", required=True, help="output folder of train.py")
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("-o", "--output", required=True)
-    parser.add_argument("--samples", help="text file of quotations for the card, separated by lines of ---")
     args = parser.parse_args()
-    quotations = []
-    if args.samples:
-        with open(args.samples) as file:
-            quotations = file.read().split("\n---\n")
-    export(args.run, args.tokenizer, args.output, quotations)
+    export(args.run, args.tokenizer, args.output)

@@ -1,0 +1,97 @@
+import { check } from "./errors.ts";
+import { Fields } from "./fields.ts";
+import { readHardware, type Hardware } from "./hardware.ts";
+
+/** Neurons that placement moves together. */
+export const NEURON_BATCH = 64;
+
+/** `pi.placement`: which parts of an artifact live on the GPU, why, and what that should give. Sizes in bytes. */
+export interface Placement {
+  vramBudget: number;
+  hardware: Hardware;
+  layers: LayerPlacement[];
+  /** The output head is on the GPU. */
+  head: boolean;
+  memory: PlacementMemory;
+  /** Seconds a token saves against everything on the CPU, as the solver counts them, and a proven upper bound of that. */
+  objective: number;
+  bound: number;
+  /** (bound - objective) / bound, 0 when nothing can be saved. */
+  gap: number;
+  solver: "greedy" | "search" | "ilp";
+  /** Share of the expected neuron work (bytes of neurons a token needs) that the GPU does. */
+  gpuShare: number;
+  predicted: { tokensPerSecond: number; cpuOnlyTokensPerSecond: number };
+}
+
+export interface LayerPlacement {
+  /** The layer's first `gpuNeurons` rows are on the GPU. */
+  gpuNeurons: number;
+  /** Share of the layer's activations that those neurons make up. */
+  impactShare: number;
+  /** The layer's attention and its KV cache are on the GPU. */
+  attention: boolean;
+  /** The layer's predictor is on the GPU. */
+  predictor: boolean;
+}
+
+/** GPU memory of a placement; `total` is the sum of the others and never above the budget. */
+export interface PlacementMemory {
+  weights: number;
+  predictors: number;
+  kv: number;
+  scratch: number;
+  context: number;
+  total: number;
+}
+
+/** Parses `pi.placement` of a model of `nLayers` layers of `nNeurons`; throws `E_PLACEMENT` naming member, expected and actual. */
+export function parsePlacement(text: string, file: string, shape: { nLayers: number; nNeurons: number }): Placement {
+  const fields = Fields.parse(text, `${file}: pi.placement`, "E_PLACEMENT");
+  const predicted = fields.object("predicted");
+  const solver = fields.string("solver");
+  check(
+    solver === "greedy" || solver === "search" || solver === "ilp",
+    "E_PLACEMENT",
+    `${file}: pi.placement: solver: expected greedy, search or ilp, got ${solver}`,
+  );
+  return {
+    vramBudget: fields.integer("vramBudget"),
+    hardware: readHardware(fields.object("hardware")),
+    layers: fields.objects("layers", shape.nLayers).map((layer) => ({
+      gpuNeurons: layer.integer("gpuNeurons", 0, shape.nNeurons),
+      impactShare: layer.number("impactShare", 0, 1),
+      attention: layer.boolean("attention"),
+      predictor: layer.boolean("predictor"),
+    })),
+    head: fields.boolean("head"),
+    memory: readMemory(fields.object("memory"), file),
+    objective: fields.number("objective"),
+    bound: fields.number("bound"),
+    gap: fields.number("gap", 0, 1),
+    solver,
+    gpuShare: fields.number("gpuShare", 0, 1),
+    predicted: {
+      tokensPerSecond: predicted.number("tokensPerSecond"),
+      cpuOnlyTokensPerSecond: predicted.number("cpuOnlyTokensPerSecond"),
+    },
+  };
+}
+
+function readMemory(fields: Fields, file: string): PlacementMemory {
+  const parts = {
+    weights: fields.integer("weights"),
+    predictors: fields.integer("predictors"),
+    kv: fields.integer("kv"),
+    scratch: fields.integer("scratch"),
+    context: fields.integer("context"),
+  };
+  const total = fields.integer("total");
+  const sum = Object.values(parts).reduce((a, b) => a + b, 0);
+  check(
+    total === sum,
+    "E_PLACEMENT",
+    () => `${file}: pi.placement: memory: expected a total of ${sum} (the sum of its parts), got ${total}`,
+  );
+  return { ...parts, total };
+}

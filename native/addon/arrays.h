@@ -30,22 +30,27 @@ template <>
 constexpr napi_typedarray_type array_type<double>() { return napi_float64_array; }
 
 template <typename T>
-Array<T> array(const Napi::Object& from, const char* name) {
-  const Napi::Value value = from.Get(name);
+Array<T> array(const Napi::Value& value, const char* name) {
   if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != array_type<T>()) {
-    fail(from.Env(), std::string(name) + ": expected a typed array of its declared type");
+    fail(value.Env(), std::string(name) + ": expected a typed array of its declared type");
   }
   auto typed = value.As<Napi::TypedArrayOf<T>>();
   return {typed.Data(), typed.ElementLength()};
 }
 
 template <typename T>
-Array<T> array(const Napi::Object& from, const char* name, size_t expected) {
-  const Array<T> found = array<T>(from, name);
+Array<T> array(const Napi::Value& value, const char* name, size_t expected) {
+  const Array<T> found = array<T>(value, name);
   if (found.size != expected) {
-    fail(from.Env(), std::string(name) + ": expected " + std::to_string(expected) + " elements, got " + std::to_string(found.size));
+    fail(value.Env(), std::string(name) + ": expected " + std::to_string(expected) + " elements, got " + std::to_string(found.size));
   }
   return found;
+}
+
+// The same for a member of an object.
+template <typename T, typename... Expected>
+Array<T> array(const Napi::Object& from, const char* name, Expected... expected) {
+  return array<T>(Napi::Value(from.Get(name)), name, expected...);
 }
 
 inline double number(const Napi::Object& from, const char* name) {

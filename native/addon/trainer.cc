@@ -1,10 +1,11 @@
 // createTrainer(options): PredictorTrainer
 #include <napi.h>
 
-#include <algorithm>
 #include <memory>
+#include <span>
 #include <string>
 
+#include "addon/arrays.h"
 #include "addon/async.h"
 #include "train/predictor_trainer.h"
 
@@ -14,40 +15,25 @@ namespace {
 using train::TrainerOptions;
 using train::Weights;
 
-Napi::Error wrong(Napi::Env env, const std::string& what, size_t expected, size_t actual) {
-  return Napi::RangeError::New(
-      env, "trainer: " + what + ": expected " + std::to_string(expected) + " elements, got " + std::to_string(actual));
-}
-
-// `value` as a typed array of T; its length is for the caller to check.
-template <typename T>
-Napi::TypedArrayOf<T> array(const Napi::Value& value, napi_typedarray_type type, const char* what) {
-  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != type) {
-    throw Napi::TypeError::New(value.Env(), std::string("trainer: ") + what + ": expected another kind of typed array");
+float share(const Napi::Object& options, const char* name) {
+  const double value = number(options, name);
+  if (!(value >= 0 && value <= 1)) {
+    fail(options.Env(), std::string(name) + ": expected a number from 0 to 1, got " + std::to_string(value));
   }
-  return value.As<Napi::TypedArrayOf<T>>();
-}
-
-double number(const Napi::Object& options, const char* key, double min, double max) {
-  const Napi::Value value = options.Get(key);
-  const double x = value.IsNumber() ? value.As<Napi::Number>().DoubleValue() : min - 1;
-  if (x >= min && x <= max) return x;
-  throw Napi::RangeError::New(options.Env(), std::string("trainer: ") + key + ": expected a number from " +
-                                                 std::to_string(min) + " to " + std::to_string(max) + ", got " +
-                                                 value.ToString().Utf8Value());
+  return static_cast<float>(value);
 }
 
 TrainerOptions parse_options(const Napi::Object& o) {
-  constexpr double kMaxSize = 1 << 20;
-  TrainerOptions options;
-  options.dim = static_cast<int>(number(o, "dim", 1, kMaxSize));
-  options.n_neurons = static_cast<int>(number(o, "nNeurons", 1, kMaxSize));
-  options.rank = static_cast<int>(number(o, "rank", 1, kMaxSize));
-  options.seed = static_cast<uint64_t>(number(o, "seed", 0, 9007199254740991.0));
-  options.weight_decay = static_cast<float>(number(o, "weightDecay", 0, 1));
-  options.contribution_weight = static_cast<float>(number(o, "contributionWeight", 0, 1));
-  options.threads = static_cast<int>(number(o, "threads", 1, 1024));
-  return options;
+  constexpr double kMaxSize = 1 << 20, kMaxInteger = 9007199254740991.0;
+  const double seed = number(o, "seed");
+  if (!(seed >= 0 && seed <= kMaxInteger)) fail(o.Env(), "seed: expected an integer from 0 to 2^53 - 1");
+  return {integer(o, "dim", 1, kMaxSize),
+          integer(o, "nNeurons", 1, kMaxSize),
+          integer(o, "rank", 1, kMaxSize),
+          static_cast<uint64_t>(seed),
+          share(o, "weightDecay"),
+          share(o, "contributionWeight"),
+          integer(o, "threads", 1, 1024)};
 }
 
 class Trainer final : public Napi::ObjectWrap<Trainer> {
@@ -59,7 +45,7 @@ class Trainer final : public Napi::ObjectWrap<Trainer> {
   }
 
   explicit Trainer(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Trainer>(info) {
-    if (!info[0].IsObject()) throw Napi::TypeError::New(info.Env(), "trainer: expected an object of options");
+    if (!info[0].IsObject()) fail(info.Env(), "createTrainer: expected an object of options");
     trainer_ = std::make_unique<train::PredictorTrainer>(parse_options(info[0].As<Napi::Object>()));
   }
 
@@ -81,7 +67,7 @@ class Trainer final : public Napi::ObjectWrap<Trainer> {
   };
 
   void check_idle(Napi::Env env) const {
-    if (busy_) throw Napi::Error::New(env, "trainer: expected one call at a time, but an earlier one is still running");
+    if (busy_) fail(env, "trainer: expected one call at a time, but an earlier one is still running");
   }
 
   template <typename Work, typename Result>
@@ -91,70 +77,65 @@ class Trainer final : public Napi::ObjectWrap<Trainer> {
         [busy = std::make_shared<Busy>(this), result = std::move(result)](Napi::Env env) { return result(env); });
   }
 
-  // Throws unless every row is an index into the samples of `hidden`.
-  void check_rows(Napi::Env env, const Napi::Int32Array& rows, size_t samples) const {
-    for (size_t i = 0; i < rows.ElementLength(); ++i) {
-      if (rows[i] < 0 || static_cast<size_t>(rows[i]) >= samples) {
-        throw Napi::RangeError::New(env, "trainer: row " + std::to_string(i) + ": expected an index below " +
-                                             std::to_string(samples) + ", got " + std::to_string(rows[i]));
-      }
-    }
+  // `hidden` as whole rows of the layer's width; sets how many there are.
+  Array<uint16_t> hidden_rows(const Napi::Value& value, size_t& samples) const {
+    const size_t dim = trainer_->options().dim;
+    const Array<uint16_t> hidden = array<uint16_t>(value, "hidden");
+    samples = hidden.size / dim;
+    return array<uint16_t>(value, "hidden", samples * dim);
   }
 
-  size_t sample_count(Napi::Env env, const Napi::Uint16Array& hidden) const {
-    const size_t dim = trainer_->options().dim, samples = hidden.ElementLength() / dim;
-    if (samples * dim != hidden.ElementLength()) throw wrong(env, "hidden", samples * dim, hidden.ElementLength());
-    return samples;
+  // Indices below `samples`.
+  std::span<const int32_t> row_indices(const Napi::Value& value, const char* name, size_t samples) const {
+    const Array<int32_t> rows = array<int32_t>(value, name);
+    for (size_t i = 0; i < rows.size; ++i) {
+      if (rows.data[i] >= 0 && static_cast<size_t>(rows.data[i]) < samples) continue;
+      fail(value.Env(), std::string(name) + "[" + std::to_string(i) + "]: expected an index below " +
+                            std::to_string(samples) + ", got " + std::to_string(rows.data[i]));
+    }
+    return {rows.data, rows.size};
   }
 
   Napi::Value epoch(const Napi::CallbackInfo& info) {
     Napi::Env env = info.Env();
     check_idle(env);
-    const auto hidden = array<uint16_t>(info[0], napi_uint16_array, "hidden");
-    const auto contributions = array<uint8_t>(info[1], napi_uint8_array, "contributions");
-    const auto order = array<int32_t>(info[2], napi_int32_array, "order");
-    const size_t samples = sample_count(env, hidden), cells = samples * trainer_->options().n_neurons;
-    if (contributions.ElementLength() != cells) throw wrong(env, "contributions", cells, contributions.ElementLength());
-    check_rows(env, order, samples);
+    size_t samples = 0;
+    const uint16_t* const hidden = hidden_rows(info[0], samples).data;
+    const auto contributions = array<uint8_t>(info[1], "contributions", samples * trainer_->options().n_neurons);
+    const auto order = row_indices(info[2], "order", samples);
     const double batch = info[3].IsNumber() ? info[3].As<Napi::Number>().DoubleValue() : 0;
     const double rate = info[4].IsNumber() ? info[4].As<Napi::Number>().DoubleValue() : -1;
     if (!(batch >= 1 && batch <= 65536 && rate >= 0)) {
-      throw Napi::RangeError::New(env, "trainer: expected a batch of 1 to 65536 rows and a learning rate of at least 0");
+      fail(env, "expected a batch of 1 to 65536 rows and a learning rate of at least 0");
     }
-    const train::Samples data{hidden.Data(), contributions.Data()};
-    const std::span<const int32_t> rows(order.Data(), order.ElementLength());
+    const train::Samples data{hidden, contributions.data};
     auto loss = std::make_shared<double>(0);
     return start(
         env, {info[0], info[1], info[2]},
-        [=, this] { *loss = trainer_->epoch(data, rows, static_cast<int>(batch), static_cast<float>(rate)); },
+        [=, this] { *loss = trainer_->epoch(data, order, static_cast<int>(batch), static_cast<float>(rate)); },
         [loss](Napi::Env env) { return Napi::Number::New(env, *loss); });
   }
 
   Napi::Value scores(const Napi::CallbackInfo& info) {
     Napi::Env env = info.Env();
     check_idle(env);
-    const auto hidden = array<uint16_t>(info[0], napi_uint16_array, "hidden");
-    const auto samples = array<int32_t>(info[1], napi_int32_array, "samples");
-    check_rows(env, samples, sample_count(env, hidden));
-    auto out = Napi::Float32Array::New(env, samples.ElementLength() * trainer_->options().n_neurons);
+    size_t samples = 0;
+    const uint16_t* const hidden = hidden_rows(info[0], samples).data;
+    const auto rows = row_indices(info[1], "samples", samples);
+    auto out = Napi::Float32Array::New(env, rows.size() * trainer_->options().n_neurons);
     auto kept = std::make_shared<Napi::Reference<Napi::Float32Array>>(Napi::Persistent(out));
-    const uint16_t* const from = hidden.Data();
-    const std::span<const int32_t> rows(samples.Data(), samples.ElementLength());
     float* const to = out.Data();
     return start(
-        env, {info[0], info[1]}, [=, this] { trainer_->scores(from, rows, to); },
+        env, {info[0], info[1]}, [=, this] { trainer_->scores(hidden, rows, to); },
         [kept](Napi::Env) -> Napi::Value { return kept->Value(); });
   }
 
   Napi::Value weights(const Napi::CallbackInfo& info) {
-    check_idle(info.Env());
-    const auto copy = [&](std::span<const float> values) {
-      auto out = Napi::Float32Array::New(info.Env(), values.size());
-      std::ranges::copy(values, out.Data());
-      return out;
-    };
+    Napi::Env env = info.Env();
+    check_idle(env);
+    const auto copy = [&](std::span<const float> values) { return copy_array(env, values.data(), values.size()); };
     const Weights<float> w = trainer_->weights();
-    Napi::Object out = Napi::Object::New(info.Env());
+    Napi::Object out = Napi::Object::New(env);
     out.Set("fc1", copy(w.fc1));
     out.Set("fc1Bias", copy(w.fc1_bias));
     out.Set("fc2", copy(w.fc2));
@@ -165,16 +146,14 @@ class Trainer final : public Napi::ObjectWrap<Trainer> {
   Napi::Value set_weights(const Napi::CallbackInfo& info) {
     Napi::Env env = info.Env();
     check_idle(env);
-    if (!info[0].IsObject()) throw Napi::TypeError::New(env, "trainer: expected an object of weights");
+    if (!info[0].IsObject()) fail(env, "expected an object of weights");
     const Napi::Object given = info[0].As<Napi::Object>();
-    const auto take = [&](const char* key, size_t expected) -> std::span<const float> {
-      const auto values = array<float>(given.Get(key), napi_float32_array, key);
-      if (values.ElementLength() != expected) throw wrong(env, key, expected, values.ElementLength());
-      return {values.Data(), values.ElementLength()};
+    const auto take = [&](const char* name, std::span<float> like) -> std::span<const float> {
+      return {array<float>(given, name, like.size()).data, like.size()};
     };
     const Weights<float> w = trainer_->weights();
-    trainer_->set_weights({take("fc1", w.fc1.size()), take("fc1Bias", w.fc1_bias.size()), take("fc2", w.fc2.size()),
-                           take("fc2Bias", w.fc2_bias.size())});
+    trainer_->set_weights(
+        {take("fc1", w.fc1), take("fc1Bias", w.fc1_bias), take("fc2", w.fc2), take("fc2Bias", w.fc2_bias)});
     return env.Undefined();
   }
 

@@ -53,14 +53,14 @@ describe("wrong arguments", () => {
     [
       "logits that do not fit",
       () => native().compareLogits(logits, logits.subarray(1), Int32Array.of(0, 1), 3),
-      "6 logits",
+      "expected 6 elements, got 5",
     ],
     [
       "a target past the vocabulary",
       () => native().compareLogits(logits, logits, Int32Array.of(0, 3), 3),
       "below 3, got 3",
     ],
-    ["another array type", () => native().compareLogits(logits, logits, logits as never, 3), "Int32Array"],
+    ["another array type", () => native().compareLogits(logits, logits, logits as never, 3), "targets: expected a typed array"],
   ])("%s", (_, call, message) => {
     expect(call).toThrow(message);
   });

@@ -191,10 +191,10 @@ test("setWeights takes effect and starts the optimiser afresh", async () => {
 describe("wrong arguments", () => {
   const { hidden, contributions } = data;
   test.each([
-    ["dim", { dim: 0 }, "dim: expected a number from 1"],
-    ["nNeurons", { nNeurons: -1 }, "nNeurons: expected a number"],
+    ["dim", { dim: 0 }, "dim: expected an integer from 1"],
+    ["nNeurons", { nNeurons: -1 }, "nNeurons: expected an integer"],
     ["contributionWeight", { contributionWeight: 2 }, "contributionWeight: expected a number from 0"],
-    ["seed", { seed: Number.NaN }, "seed: expected a number"],
+    ["seed", { seed: Number.NaN }, "seed: expected an integer"],
   ])("option %s", (_, options, message) => {
     expect(() => trainer(options)).toThrow(message);
   });
@@ -204,12 +204,12 @@ describe("wrong arguments", () => {
     [
       "too few contributions",
       (t) => t.epoch(hidden, contributions.subarray(1), order, 8, 0.1),
-      "contributions: expected",
+      "contributions: expected 6300 elements",
     ],
     ["an index too high", (t) => t.epoch(hidden, contributions, Int32Array.of(3, 90), 8, 0.1), "below 90, got 90"],
     ["a negative index", (t) => t.scores(hidden, Int32Array.of(-1)), "below 90, got -1"],
     ["no batch", (t) => t.epoch(hidden, contributions, order, 0, 0.1), "batch of 1 to"],
-    ["another array type", (t) => t.scores(new Float32Array(24) as never, order), "typed array"],
+    ["another array type", (t) => t.scores(new Float32Array(24) as never, order), "hidden: expected a typed array"],
     ["short weights", (t) => t.setWeights({ ...t.weights(), fc2: new Float32Array(3) }), "fc2: expected 2240"],
   ] satisfies [string, (t: PredictorTrainer) => unknown, string][])("%s", (_, call, message) => {
     expect(() => call(trainer())).toThrow(message);

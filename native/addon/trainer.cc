@@ -41,7 +41,8 @@ class Trainer final : public Napi::ObjectWrap<Trainer> {
   static Napi::Function define(Napi::Env env) {
     return DefineClass(env, "PredictorTrainer",
                        {InstanceMethod("epoch", &Trainer::epoch), InstanceMethod("scores", &Trainer::scores),
-                        InstanceMethod("weights", &Trainer::weights), InstanceMethod("setWeights", &Trainer::set_weights)});
+                        InstanceMethod("weights", &Trainer::weights),
+                        InstanceMethod("setWeights", &Trainer::set_weights)});
   }
 
   explicit Trainer(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Trainer>(info) {

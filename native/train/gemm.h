@@ -25,8 +25,8 @@ class Gemm {
  public:
   explicit Gemm(ThreadPool& pool) : pool_(pool), math_(math()) {}
 
-  // c [m, n] row-major = a [m, k] · b [k, n]. Each element is summed over k in an order that depends on neither threads
-  // nor m and n.
+  // c [m, n] row-major = a [m, k] · b [k, n]. Each element is summed over k in an order that depends on neither
+  // threads nor m and n.
   void multiply(const Operand& a, const Operand& b, float* c, int m, int n, int k);
 
  private:

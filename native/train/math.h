@@ -9,7 +9,8 @@ namespace pi::train {
 constexpr int kTileRows = 6;
 
 // One row of weighted binary cross-entropy with logits over `n` neurons, label = contribution > 0. In place: scores
-// become the loss's gradient by them. An idle neuron weighs `idle`, an active one active + per_contribution * contribution.
+// become the loss's gradient by them. An idle neuron weighs `idle`, an active one active + per_contribution * its
+// contribution.
 struct LossRow {
   float* scores;
   const uint8_t* contributions;

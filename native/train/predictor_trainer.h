@@ -1,4 +1,4 @@
-// Trains one layer's activation predictor: score = fc2 · relu(fc1 · x + b1) + b2, AdamW on weighted binary cross-entropy.
+// Trains one layer's activation predictor: score = fc2 · relu(fc1 · x + b1) + b2, by AdamW on weighted cross-entropy.
 #pragma once
 
 #include <cstdint>
@@ -66,7 +66,8 @@ class PredictorTrainer {
   // All parameters in one array, so that the update is one loop; likewise their gradient and AdamW's two moments.
   std::vector<float> weights_, gradient_, mean_, square_;
   int64_t steps_ = 0;
-  // Of one batch: inputs [rows, dim], hidden units and their gradient [rows, rank], scores (then gradients) [rows, n_neurons].
+  // Of one batch: inputs [rows, dim], hidden units and their gradient [rows, rank], scores (then their gradients)
+  // [rows, n_neurons].
   std::vector<float> input_, units_, unit_gradient_, scores_;
   std::vector<int> active_;
   std::vector<double> losses_;

@@ -86,10 +86,14 @@ async function run(
     const corpora = corpusEntries(plan.files, fileTokens);
     return { activations: { layers, nNeurons, tokens, heldoutTokens, sampleRate, corpora, provenance }, heldout };
   });
-  if (heldout.windows.length === 0)
-    context.warn("no window was held out: the corpus is too small to measure quality on");
+  warnOfNothing(plan, activations, context);
   const seconds = (performance.now() - started) / 1000;
   return { activations, upToDate: false, tokensPerSecond: activations.tokens / seconds };
+}
+
+function warnOfNothing({ shard }: Plan, { tokens, heldoutTokens }: Activations, context: StageContext): void {
+  if (tokens === 0) context.warn(`no document of the corpus belongs to shard ${shard.index + 1}/${shard.count}`);
+  else if (heldoutTokens === 0) context.warn("no window is held out: this corpus is too small to measure quality on");
 }
 
 /** Lets profiled windows pass, gathers the held-out ones and counts the tokens of every file. */

@@ -1,5 +1,5 @@
-import { createHash } from "node:crypto";
-import { open } from "node:fs/promises";
+import { createHash, type Hash } from "node:crypto";
+import { createReadStream } from "node:fs";
 
 /** Lowercase hex sha256 of bytes or of a text's UTF-8. */
 export function sha256(data: Uint8Array | string): string {
@@ -11,16 +11,23 @@ const CHUNK = 4 << 20;
 
 /** Lowercase hex sha256 of a file, read once front to back; `onBytes` hears of every chunk. */
 export async function sha256File(path: string, onBytes?: (bytes: number) => void): Promise<string> {
-  const file = await open(path, "r");
-  try {
-    const hash = createHash("sha256");
-    const stream = file.createReadStream({ highWaterMark: CHUNK, autoClose: false });
-    for await (const chunk of stream as AsyncIterable<Buffer>) {
-      hash.update(chunk);
-      onBytes?.(chunk.length);
-    }
-    return hash.digest("hex");
-  } finally {
-    await file.close();
+  const hash = createHash("sha256");
+  await hashRange(hash, path, 0, Infinity, onBytes);
+  return hash.digest("hex");
+}
+
+/** Adds bytes [begin, end) of a file, or as many of them as it has, to `hash`. */
+export async function hashRange(
+  hash: Hash,
+  path: string,
+  begin: number,
+  end: number,
+  onBytes?: (bytes: number) => void,
+): Promise<void> {
+  if (end <= begin) return;
+  const stream = createReadStream(path, { start: begin, end: end - 1, highWaterMark: CHUNK });
+  for await (const chunk of stream as AsyncIterable<Buffer>) {
+    hash.update(chunk);
+    onBytes?.(chunk.length);
   }
 }

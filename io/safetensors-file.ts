@@ -131,13 +131,15 @@ export class SafetensorsWriter {
   }
 
   #header(): Uint8Array {
-    const table = this.#tensors.map(({ name, dtype, shape }) => [
-      name,
-      { dtype, shape, sha256: this.hashes.get(name) },
-    ]);
-    const metadata = { ...this.#metadata(this.hashes), "pi.tensors": JSON.stringify(Object.fromEntries(table)) };
+    const metadata = { ...this.#metadata(this.hashes), "pi.tensors": tensorTable(this.#tensors, this.hashes) };
     return encodeHeader(this.#placed, metadata, this.#align);
   }
+}
+
+/** `pi.tensors`: JSON `{name: {dtype, shape, sha256}}` with logical types and shapes. */
+export function tensorTable(tensors: readonly OutputTensor[], hashes: ReadonlyMap<string, string>): string {
+  const entries = tensors.map(({ name, dtype, shape }) => [name, { dtype, shape, sha256: hashes.get(name) }]);
+  return JSON.stringify(Object.fromEntries(entries));
 }
 
 /** Writes and hashes at the same time: the write runs on a thread of the system's pool. */

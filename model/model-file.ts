@@ -1,13 +1,13 @@
 /** Opening a converted model or an artifact: the header is checked against the config before anything is mapped. */
 import { createHash } from "node:crypto";
-import { open, stat, type FileHandle } from "node:fs/promises";
+import { stat } from "node:fs/promises";
 import { join } from "node:path";
 import { DTYPES, tensorBytes, WEIGHT_DTYPES, type DType, type WeightDType } from "../formats/dtypes.ts";
 import { check, PiError } from "../formats/errors.ts";
 import { canonicalJson, type Provenance } from "../formats/provenance.ts";
 import { storedShape, type SafetensorsFile } from "../formats/safetensors.ts";
-import { sha256 } from "../io/hash.ts";
-import { readRange, readSafetensors } from "../io/safetensors-file.ts";
+import { hashRange, sha256 } from "../io/hash.ts";
+import { readSafetensors } from "../io/safetensors-file.ts";
 import { checkConfig } from "./check-config.ts";
 import type { ModelConfig } from "./config.ts";
 import { tensorSpecs, type TensorSpec } from "./tensors.ts";
@@ -42,6 +42,14 @@ const SHA256 = /^[0-9a-f]{64}$/;
 
 /** Name of the split weights inside a working directory. */
 export const MODEL_FILE = "model.safetensors";
+
+/** Text files that travel with a model, beside `model.safetensors` or in an artifact's `pi.files`. */
+export const COMPANION_FILES = [
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "generation_config.json",
+  "chat_template.jinja",
+] as const;
 
 /**
  * Reads the header of `X.pi`, `DIR/model.safetensors` or a working directory, and checks that every tensor its config
@@ -135,37 +143,16 @@ export function weightsIdentity(config: ModelConfig, tensors: string): string {
   return sha256(canonicalJson({ config, tensors: JSON.parse(tensors) as unknown }));
 }
 
-/** Bytes hashed per read. */
-const CHUNK = 16 << 20;
-
 /** Reads every tensor and compares its sha256 with the one recorded. Throws `E_CHECKSUM` naming the first that differs. */
 export async function verifyTensors(file: ModelFile, onBytes?: (bytes: number) => void): Promise<void> {
-  const handle = await open(file.path, "r");
-  try {
-    for (const [name, tensor] of file.tensors) {
-      const actual = await hashRange(handle, tensor, file.path, onBytes);
-      check(
-        actual === tensor.sha256,
-        "E_CHECKSUM",
-        `${file.path}: tensor ${name}: expected sha256 ${tensor.sha256}, found ${actual}`,
-      );
-    }
-  } finally {
-    await handle.close();
+  for (const [name, tensor] of file.tensors) {
+    const hash = createHash("sha256");
+    await hashRange(hash, file.path, tensor.offset, tensor.offset + tensor.bytes, onBytes);
+    const actual = hash.digest("hex");
+    check(
+      actual === tensor.sha256,
+      "E_CHECKSUM",
+      `${file.path}: tensor ${name}: expected sha256 ${tensor.sha256}, found ${actual}`,
+    );
   }
-}
-
-async function hashRange(
-  handle: FileHandle,
-  { offset, bytes }: StoredTensor,
-  path: string,
-  onBytes?: (bytes: number) => void,
-): Promise<string> {
-  const hash = createHash("sha256");
-  for (let done = 0; done < bytes; done += CHUNK) {
-    const chunk = await readRange(handle, offset + done, Math.min(CHUNK, bytes - done), path);
-    hash.update(chunk);
-    onBytes?.(chunk.length);
-  }
-  return hash.digest("hex");
 }

@@ -1,0 +1,150 @@
+import { createHash, type Hash } from "node:crypto";
+import { check, PiError } from "../formats/errors.ts";
+import { hashRange } from "../io/hash.ts";
+import type { StageContext } from "../io/progress.ts";
+import { readTensorBytes, type SafetensorsWriter } from "../io/safetensors-file.ts";
+import { native } from "../native/index.ts";
+import type { Shard } from "./checkpoint.ts";
+import type { PartialFile } from "./journal.ts";
+import type { Plan, PlannedOutput, Step } from "./plan.ts";
+
+/** Source bytes between two journal entries: what an interruption costs at most, and what a flush is spread over. */
+const RECORD_BYTES = 512 * 2 ** 20;
+
+/**
+ * Reads the shards once, front to back, and writes what is made of their tensors. Three tensors are in memory at most:
+ * one source, what it becomes, and the next source, which is read meanwhile. Steps that `partial` has already are
+ * only read for the hash.
+ */
+export class TensorStream {
+  /** sha256 of every shard that was read to its end, by name. */
+  readonly shardHashes = new Map<string, string>();
+  readonly #plan: Plan;
+  readonly #writer: SafetensorsWriter;
+  readonly #partial: PartialFile;
+  readonly #context: StageContext;
+  #hash: Hash = createHash("sha256");
+  #bytes = 0;
+  #unrecorded = { bytes: 0, outputs: [] as string[] };
+
+  constructor(plan: Plan, writer: SafetensorsWriter, partial: PartialFile, context: StageContext) {
+    this.#plan = plan;
+    this.#writer = writer;
+    this.#partial = partial;
+    this.#context = context;
+  }
+
+  /** Throws the signal's reason when aborted, `E_VALUE` for weights that the output type cannot hold, `E_SOURCE` when the source changed. */
+  async run(): Promise<void> {
+    const { steps } = this.#plan;
+    const finished = this.#restore();
+    let ahead = readStep(steps[finished]);
+    for (const [i, step] of steps.entries()) {
+      this.#context.signal.throwIfAborted();
+      if (step.shard !== steps[i - 1]?.shard) await this.#beginShard(step.shard);
+      if (i < finished) {
+        await this.#skip(step, i);
+      } else {
+        const source = await ahead;
+        ahead = readStep(steps[i + 1]);
+        await this.#convert(step, source!);
+      }
+      const endsShard = step.shard !== steps[i + 1]?.shard;
+      if (i >= finished && (endsShard || this.#unrecorded.bytes >= RECORD_BYTES)) await this.#record(i + 1);
+      if (endsShard) this.shardHashes.set(step.shard.name, this.#hash.digest("hex"));
+    }
+  }
+
+  /** Takes over the hashes of an interrupted conversion; returns how many steps it had finished. */
+  #restore(): number {
+    for (const { hashes } of this.#partial.finished) {
+      for (const [name, hash] of Object.entries(hashes)) this.#writer.hashes.set(name, hash);
+    }
+    return this.#partial.finished.at(-1)?.done ?? 0;
+  }
+
+  async #beginShard({ file }: Shard): Promise<void> {
+    this.#hash = createHash("sha256");
+    await hashRange(this.#hash, file.path, 0, file.dataStart);
+    this.#advance(file.dataStart);
+  }
+
+  /** Hashes a tensor that was converted before the interruption, and checks that it still is what it was. */
+  async #skip({ shard, entry }: Step, i: number): Promise<void> {
+    await hashRange(this.#hash, shard.file.path, entry.begin, entry.end, (n) => this.#advance(n));
+    const recorded = this.#partial.finished.find(({ done }) => done === i + 1);
+    check(
+      recorded === undefined || recorded.source === this.#digest(),
+      "E_SOURCE",
+      `${shard.file.path}: changed since the interrupted conversion began; run again to start afresh`,
+    );
+  }
+
+  async #convert(step: Step, source: Uint8Array): Promise<void> {
+    const written = this.#write(step, source); // converts on other threads while this one hashes
+    this.#hash.update(source);
+    await written;
+    this.#unrecorded.bytes += source.length;
+    this.#unrecorded.outputs.push(...step.outputs.map(({ name }) => name));
+    this.#advance(source.length);
+  }
+
+  async #write(step: Step, source: Uint8Array): Promise<void> {
+    for (const output of step.outputs) await this.#writer.write(output.name, convertOutput(step, output, source));
+  }
+
+  async #record(done: number): Promise<void> {
+    const { hashes } = this.#writer;
+    const outputs = this.#unrecorded.outputs.map((name) => [name, hashes.get(name)!]);
+    await this.#partial.record({
+      done,
+      source: this.#digest(),
+      hashes: Object.fromEntries(outputs) as Record<string, string>,
+    });
+    this.#unrecorded = { bytes: 0, outputs: [] };
+  }
+
+  #digest(): string {
+    return this.#hash.copy().digest("hex");
+  }
+
+  #advance(bytes: number): void {
+    this.#bytes += bytes;
+    this.#context.progress({ label: "convert", done: this.#bytes, total: this.#plan.sourceBytes, unit: "bytes" });
+  }
+}
+
+/** The bytes of a step's tensor; undefined after the last step. A failure waits until the bytes are asked for. */
+async function readStepBytes(step: Step | undefined): Promise<Uint8Array | undefined> {
+  return step && readTensorBytes(step.shard.file, step.name);
+}
+
+function readStep(step: Step | undefined): Promise<Uint8Array | undefined> {
+  const bytes = readStepBytes(step);
+  bytes.catch(() => undefined);
+  return bytes;
+}
+
+/** The stored bytes of one output. */
+async function convertOutput({ shard, name }: Step, output: PlannedOutput, tensor: Uint8Array): Promise<Uint8Array> {
+  const { source, from, dtype, shape } = output;
+  const cols = shape.at(-1)!;
+  const rows = shape.length === 1 ? 1 : shape[0]!;
+  const bytes = source.ranges ? selectRows(tensor, source.ranges, source.shape[0]!) : tensor;
+  if (from === dtype && !source.transpose) return bytes;
+  try {
+    return await native().convertTensor(bytes, from, dtype, rows, cols, source.transpose);
+  } catch (error) {
+    throw new PiError(
+      "E_VALUE",
+      `${shard.file.path}: tensor ${name}: cannot be stored as ${dtype}: ${(error as Error).message}`,
+    );
+  }
+}
+
+/** Some rows of a tensor of `rows` rows, one after the other. */
+function selectRows(tensor: Uint8Array, ranges: readonly (readonly [number, number])[], rows: number): Uint8Array {
+  const rowBytes = tensor.length / rows;
+  const parts = ranges.map(([begin, end]) => tensor.subarray(begin * rowBytes, end * rowBytes));
+  return parts.length === 1 ? parts[0]! : Buffer.concat(parts);
+}

@@ -34,40 +34,39 @@ export interface CorpusFile {
 export async function corpusFiles(paths: readonly string[], context: StageContext): Promise<CorpusFile[]> {
   const found: { path: string; name: string; bytes: number }[] = [];
   for (const path of paths) {
-    for (const file of await expand(path)) {
-      const name = relative(dirname(path.split(/[*?]/)[0]!), file)
-        .split(sep)
-        .join("/");
-      found.push({ path: file, name, bytes: (await stat(file)).size });
+    const { base, files } = await expand(path);
+    for (const file of files) {
+      found.push({ path: file, name: relative(base, file).split(sep).join("/"), bytes: (await stat(file)).size });
     }
   }
   const total = found.reduce((sum, file) => sum + file.bytes, 0);
   let done = 0;
-  const files: CorpusFile[] = [];
+  const hashed: CorpusFile[] = [];
   for (const { path, name, bytes } of found) {
     const sha256 = await sha256File(path, (n) => {
       context.signal.throwIfAborted();
       context.progress({ label: "hash corpus", done: (done += n), total, unit: "bytes" });
     });
-    files.push({ path, name, bytes, sha256, ...formatOf(path) });
+    hashed.push({ path, name, bytes, sha256, ...formatOf(path) });
   }
-  return files;
+  return hashed;
 }
 
-async function expand(path: string): Promise<string[]> {
+/** The files of one path, and the directory that their names count from: its parent, or where a pattern begins. */
+async function expand(path: string): Promise<{ base: string; files: string[] }> {
   const info = await stat(path).catch(() => undefined);
-  if (info?.isFile()) return [path];
+  if (info?.isFile()) return { base: dirname(path), files: [path] };
   const pattern = info ? undefined : globPattern(path);
   check(info?.isDirectory() || pattern, "E_CORPUS", `${path}: no such file or directory`);
-  const base = pattern ? dirname(`${path.split(/[*?]/)[0]!}x`) : path;
-  const entries = await readdir(base, { recursive: true, withFileTypes: true }).catch(() => []);
+  const root = pattern ? dirname(`${path.split(/[*?]/)[0]!}x`) : path;
+  const entries = await readdir(root, { recursive: true, withFileTypes: true }).catch(() => []);
   const files = entries
     .filter((entry) => entry.isFile() && !entry.name.startsWith("."))
     .map((entry) => join(entry.parentPath, entry.name))
     .filter((file) => (pattern ? pattern.test(file) : knownFormat(file) !== undefined));
   const wanted = pattern ? "files that match" : `files named ${Object.keys(FORMATS).join(", ")} (or with ${GZIP})`;
   check(files.length > 0, "E_CORPUS", `${path}: expected ${wanted}, found none`);
-  return files.sort();
+  return { base: pattern ? root : dirname(path), files: files.sort() };
 }
 
 /** `*` and `?` stay within a path segment, `**` does not. Undefined when `path` is no pattern. */

@@ -27,8 +27,10 @@ export function checkNumber(param: string, value: unknown, range: NumberRange): 
   throw new ParameterError(param, `expected ${kind} from ${min} to ${max}, got ${shown(value)}`);
 }
 
-/** A refused value for a message: JSON, cut to a line. */
+/** A refused value for a message: a number or a short text as it is, what it is of anything larger or deeper. */
 export function shown(value: unknown): string {
-  const text = typeof value === "number" ? String(value) : (JSON.stringify(value) ?? String(value));
-  return text.length > 40 ? `${text.slice(0, 40)}…` : text;
+  if (typeof value === "string")
+    return value.length > 40 ? `${JSON.stringify(value.slice(0, 40))}…` : JSON.stringify(value);
+  if (typeof value !== "object" || value === null) return String(value);
+  return Array.isArray(value) ? `an array of ${value.length}` : "an object";
 }

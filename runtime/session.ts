@@ -33,6 +33,8 @@ export class Session {
   readonly created = Math.floor(Date.now() / 1000);
   /** Prompt and output tokens of one generation at most. */
   readonly contextTokens: number;
+  /** One template runs at a time, so that many requests need no more than one interpreter. */
+  #templating: Promise<unknown> = Promise.resolve();
 
   constructor(model: RuntimeModel, options: { maxSequences?: number } = {}) {
     const { config, engine, kvTokens } = model.open;
@@ -58,7 +60,10 @@ export class Session {
     if (chatTemplate === undefined) {
       throw new PiError("E_NO_TEMPLATE", `${name} has no chat template; it continues text, it does not converse`);
     }
-    return encodeChat(messages, chatTemplate, specialTokens, tokenizer);
+    const encode = () => encodeChat(messages, chatTemplate, specialTokens, tokenizer);
+    const prompt = this.#templating.then(encode);
+    this.#templating = prompt.catch(() => undefined);
+    return prompt;
   }
 
   /**

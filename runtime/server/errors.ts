@@ -33,6 +33,7 @@ const CLIENT_CODES: Record<string, string> = {
   E_CONTEXT: "context_length_exceeded",
   E_NO_TEMPLATE: "no_chat_template",
   E_TEMPLATE: "chat_template_error",
+  E_TEMPLATE_LIMIT: "chat_template_error",
 };
 
 /** What to answer to `error`. What is not the client's doing says nothing of the inside. */

@@ -11,6 +11,8 @@ export class EventStream {
   readonly #response: ServerResponse;
   readonly #stallMs: number;
   readonly #ping: NodeJS.Timeout;
+  /** While the reader is behind: when it has caught up, or is gone. */
+  #room: Promise<void> | undefined;
 
   constructor(response: ServerResponse, options: { stallMs: number; onClose: () => void }) {
     this.#response = response;
@@ -32,7 +34,7 @@ export class EventStream {
   async send(data: object | "[DONE]"): Promise<void> {
     this.#ping.refresh();
     const text = typeof data === "string" ? data : JSON.stringify(data);
-    if (!this.#write(`data: ${text}\n\n`)) await this.#drained();
+    if (!this.#write(`data: ${text}\n\n`)) await (this.#room ??= this.#drained());
   }
 
   end(): void {
@@ -47,7 +49,14 @@ export class EventStream {
   async #drained(): Promise<void> {
     const response = this.#response;
     const stall = setTimeout(() => response.destroy(), this.#stallMs);
-    await new Promise<void>((resolve) => response.once("drain", resolve).once("close", resolve));
+    await new Promise<void>((resolve) => {
+      const done = () => {
+        response.off("drain", done).off("close", done);
+        resolve();
+      };
+      response.on("drain", done).on("close", done);
+    });
     clearTimeout(stall);
+    this.#room = undefined;
   }
 }

@@ -4,9 +4,10 @@ import { checkNumber, type NumberRange, ParameterError, shown } from "../paramet
 export class Params {
   readonly #body: Record<string, unknown>;
 
-  constructor(body: unknown) {
+  /** @param param what `body` is called in messages */
+  constructor(body: unknown, param = "body") {
     if (typeof body !== "object" || body === null || Array.isArray(body)) {
-      throw new ParameterError("body", `expected a JSON object, got ${shown(body)}`);
+      throw new ParameterError(param, `expected an object, got ${shown(body)}`);
     }
     this.#body = body as Record<string, unknown>;
   }

@@ -138,12 +138,13 @@ function readStreamOptions(params: Params, stream: boolean): boolean {
   const value = params.raw("stream_options");
   if (value === undefined) return false;
   if (!stream) throw new ParameterError("stream_options", "expected stream to be true with it");
-  return nested("stream_options", value).boolean("include_usage");
+  return new Params(value, "stream_options").boolean("include_usage");
 }
 
 function readResponseFormat(params: Params): void {
   const value = params.raw("response_format");
-  if (value !== undefined && nested("response_format", value).raw("type") !== "text") params.refuse("response_format");
+  if (value !== undefined && new Params(value, "response_format").raw("type") !== "text")
+    params.refuse("response_format");
 }
 
 function readModalities(params: Params): void {
@@ -152,14 +153,9 @@ function readModalities(params: Params): void {
   params.refuse("modalities");
 }
 
-function nested(param: string, value: unknown): Params {
-  if (typeof value === "object" && !Array.isArray(value)) return new Params(value);
-  throw new ParameterError(param, `expected an object, got ${shown(value)}`);
-}
-
 function readMessage(value: unknown, index: number): ChatMessage {
   const at = `messages[${index}]`;
-  const message = nested(at, value);
+  const message = new Params(value, at);
   const role = message.string("role");
   if (role !== "system" && role !== "developer" && role !== "user" && role !== "assistant") {
     throw new ParameterError(`${at}.role`, `expected system, developer, user or assistant, got ${shown(role)}`);

@@ -17,6 +17,7 @@ struct Weights;
 template <>
 struct Weights<DType::kF32> {
   static constexpr DType kType = DType::kF32;
+  static constexpr int kBytes = 4;
   static constexpr bool kBlocks = false;
   static V vector(const uint8_t* row, int j) { return load(reinterpret_cast<const float*>(row) + j); }
   static float element(const uint8_t* row, int j) { return reinterpret_cast<const float*>(row)[j]; }
@@ -25,6 +26,7 @@ struct Weights<DType::kF32> {
 template <>
 struct Weights<DType::kF16> {
   static constexpr DType kType = DType::kF16;
+  static constexpr int kBytes = 2;
   static constexpr bool kBlocks = false;
   static V vector(const uint8_t* row, int j) { return load_f16(reinterpret_cast<const uint16_t*>(row) + j); }
   static float element(const uint8_t* row, int j) { return f16(reinterpret_cast<const uint16_t*>(row)[j]); }
@@ -33,6 +35,7 @@ struct Weights<DType::kF16> {
 template <>
 struct Weights<DType::kBF16> {
   static constexpr DType kType = DType::kBF16;
+  static constexpr int kBytes = 2;
   static constexpr bool kBlocks = false;
   static V vector(const uint8_t* row, int j) { return load_bf16(reinterpret_cast<const uint16_t*>(row) + j); }
   static float element(const uint8_t* row, int j) { return bf16_to_f32(reinterpret_cast<const uint16_t*>(row)[j]); }
@@ -93,16 +96,31 @@ inline void with_type(DType type, F&& f) {
 
 // ------------------------------------------------------------------------------------------------------ dot products
 
+// Asks for the cache line of `next` that a walk along the row is level with. Rows are too short, and R of them at once
+// too many streams, for the hardware to see the next group of rows coming.
+template <int R>
+inline void prefetch(const uint8_t* const* next, size_t offset) {
+  if (offset % 64 != 0) return;
+  for (int r = 0; r < R; ++r) __builtin_prefetch(next[r] + offset, 0, 2);
+}
+
+template <typename Block, int R>
+inline void prefetch_blocks(const uint8_t* const* next, int j) {
+  for (int r = 0; r < R; ++r) __builtin_prefetch(next[r] + j / kQuantBlock * sizeof(Block), 0, 2);
+}
+
 // y[t][r] = w[r] · x[t] for R rows and T tokens. Each pair has one accumulator that runs along the row in order, so the
-// result does not depend on R and T.
+// result does not depend on R and T. `next` are the rows that will be wanted after these, or null.
 template <typename W, int R, int T>
-inline void dot_tile(const uint8_t* const* w, int cols, const float* x, size_t x_stride, float* y, size_t y_stride) {
+inline void dot_tile(const uint8_t* const* w, const uint8_t* const* next, int cols, const float* x, size_t x_stride,
+                     float* y, size_t y_stride) {
   V acc[T][R];
   for (int t = 0; t < T; ++t) {
     for (int r = 0; r < R; ++r) acc[t][r] = zero();
   }
   if constexpr (W::kBlocks) {
     for (int j = 0; j < cols; j += kQuantBlock) {
+      if (next) prefetch_blocks<typename W::Block, R>(next, j);
       for (int r = 0; r < R; ++r) {
         const auto& block = W::block(w[r], j);
         V q[kBlockVectors];
@@ -119,6 +137,7 @@ inline void dot_tile(const uint8_t* const* w, int cols, const float* x, size_t x
   } else {
     int j = 0;
     for (; j + kLanes <= cols; j += kLanes) {
+      if (next) prefetch<R>(next, j * W::kBytes);
       V xv[T];
       for (int t = 0; t < T; ++t) xv[t] = load(x + t * x_stride + j);
       for (int r = 0; r < R; ++r) {
@@ -141,29 +160,52 @@ inline void dot_tile(const uint8_t* const* w, int cols, const float* x, size_t x
 // Tokens whose activations (of a row of 2,048) stay in a 512 KiB L2 while rows stream past.
 constexpr int kTokenBlock = 48;
 
-// R rows against all tokens [t0, t1).
+// Addresses of rows i … i + R - 1 of the operation; past its end, of the last one.
+template <int R>
+inline void row_addresses(const DotRows& o, int i, const uint8_t** out) {
+  for (int r = 0; r < R; ++r) {
+    const int at = i + r < o.end ? i + r : o.end - 1;
+    out[r] = o.w.data + (o.rows ? o.rows[at] : at) * o.w.row_bytes;
+  }
+}
+
+// R rows against one token: decoding, which streams the weights once.
+template <typename W, int R>
+inline void dot_one_token(const DotRows& o, int i) {
+  const uint8_t *w[R], *next[R];
+  row_addresses<R>(o, i, w);
+  row_addresses<R>(o, i + R, next);
+  dot_tile<W, R, 1>(w, next, o.w.cols, o.x, 0, o.y + i, 0);
+}
+
+// R rows against tokens [t0, t1): prefill.
 template <typename W, int R>
 inline void dot_tokens(const DotRows& o, int i, int t0, int t1) {
   constexpr int kT = W::kBlocks ? 4 : 3;
   const uint8_t* w[R];
-  for (int r = 0; r < R; ++r) w[r] = o.w.data + (o.rows ? o.rows[i + r] : i + r) * o.w.row_bytes;
+  row_addresses<R>(o, i, w);
   int t = t0;
   for (; t + kT <= t1; t += kT) {
-    dot_tile<W, R, kT>(w, o.w.cols, o.x + t * o.x_stride, o.x_stride, o.y + t * o.y_stride + i, o.y_stride);
+    dot_tile<W, R, kT>(w, nullptr, o.w.cols, o.x + t * o.x_stride, o.x_stride, o.y + t * o.y_stride + i, o.y_stride);
   }
-  for (; t < t1; ++t) dot_tile<W, R, 1>(w, o.w.cols, o.x + t * o.x_stride, o.x_stride, o.y + t * o.y_stride + i, o.y_stride);
+  for (; t < t1; ++t) {
+    dot_tile<W, R, 1>(w, nullptr, o.w.cols, o.x + t * o.x_stride, 0, o.y + t * o.y_stride + i, 0);
+  }
 }
 
 template <typename W>
 inline void dot_rows_of(const DotRows& o) {
   constexpr int kR = 4;
+  if (o.n_tokens == 1) {
+    // Eight rows at a time hide the latency of their single accumulators.
+    int i = o.begin;
+    for (; i + 2 * kR <= o.end; i += 2 * kR) dot_one_token<W, 2 * kR>(o, i);
+    for (; i < o.end; ++i) dot_one_token<W, 1>(o, i);
+    return;
+  }
   for (int t0 = 0; t0 < o.n_tokens; t0 += kTokenBlock) {
     const int t1 = t0 + kTokenBlock < o.n_tokens ? t0 + kTokenBlock : o.n_tokens;
     int i = o.begin;
-    // One token streams the weights once: more rows at a time hide the latency of their single accumulators.
-    if (o.n_tokens == 1) {
-      for (; i + 2 * kR <= o.end; i += 2 * kR) dot_tokens<W, 2 * kR>(o, i, t0, t1);
-    }
     for (; i + kR <= o.end; i += kR) dot_tokens<W, kR>(o, i, t0, t1);
     for (; i < o.end; ++i) dot_tokens<W, 1>(o, i, t0, t1);
   }
@@ -175,36 +217,40 @@ void dot_rows(const DotRows& o) {
 
 // -------------------------------------------------------------------------------------------------------------- AXPY
 
-// y[t][c …] += Σ_r a[t][r] · w[r][c …] over R rows in order, one column step (a vector, or a block) for one token.
+// y[c] += Σ_r a[r] · w[r][c] over R rows in order, for one token.
 template <typename W, int R>
-inline void axpy_step(const uint8_t* const* w, const float* a, float* y, int c, int n) {
+inline void axpy_one_token(const uint8_t* const* w, const uint8_t* const* next, const float* a, float* y, int begin, int end) {
+  const uint8_t *row[R], *ahead[R];  // locals: a store to y could otherwise change the caller's
+  for (int r = 0; r < R; ++r) row[r] = w[r], ahead[r] = next[r];
+  int c = begin;
   if constexpr (W::kBlocks) {
-    V acc[kBlockVectors];
-    for (int k = 0; k < kBlockVectors; ++k) acc[k] = load(y + c + k * kLanes);
-    for (int r = 0; r < R; ++r) {
-      const auto& block = W::block(w[r], c);
-      V q[kBlockVectors];
-      unpack(block, q);
-      const V s = set1(a[r] * f16(block.d));
-      for (int k = 0; k < kBlockVectors; ++k) acc[k] = fma(q[k], s, acc[k]);
+    for (; c < end; c += kQuantBlock) {
+      prefetch_blocks<typename W::Block, R>(ahead, c);
+      V acc[kBlockVectors];
+      for (int k = 0; k < kBlockVectors; ++k) acc[k] = load(y + c + k * kLanes);
+      for (int r = 0; r < R; ++r) {
+        const auto& block = W::block(row[r], c);
+        V q[kBlockVectors];
+        unpack(block, q);
+        const V s = set1(a[r] * f16(block.d));
+        for (int k = 0; k < kBlockVectors; ++k) acc[k] = fma(q[k], s, acc[k]);
+      }
+      for (int k = 0; k < kBlockVectors; ++k) store(y + c + k * kLanes, acc[k]);
     }
-    for (int k = 0; k < kBlockVectors; ++k) store(y + c + k * kLanes, acc[k]);
-  } else if (n == kLanes) {
-    V acc = load(y + c);
-    for (int r = 0; r < R; ++r) acc = fma(W::vector(w[r], c), set1(a[r]), acc);
-    store(y + c, acc);
   } else {
-    V acc = tail(y + c, n);
-    for (int r = 0; r < R; ++r) acc = fma(tail<W>(w[r], c, n), set1(a[r]), acc);
-    store_tail(y + c, acc, n);
-  }
-}
-
-template <typename W, int R>
-inline void axpy_one_token(const AxpyRows& o, const uint8_t* const* w, const float* a, float* y) {
-  constexpr int kStep = W::kBlocks ? kQuantBlock : kLanes;
-  for (int c = o.col_begin; c < o.col_end; c += kStep) {
-    axpy_step<W, R>(w, a, y, c, o.col_end - c < kStep ? o.col_end - c : kStep);
+    V s[R];
+    for (int r = 0; r < R; ++r) s[r] = set1(a[r]);
+    for (; c + kLanes <= end; c += kLanes) {
+      prefetch<R>(ahead, c * W::kBytes);
+      V acc = load(y + c);
+      for (int r = 0; r < R; ++r) acc = fma(W::vector(row[r], c), s[r], acc);
+      store(y + c, acc);
+    }
+    if (c < end) {
+      V acc = tail(y + c, end - c);
+      for (int r = 0; r < R; ++r) acc = fma(tail<W>(row[r], c, end - c), s[r], acc);
+      store_tail(y + c, acc, end - c);
+    }
   }
 }
 
@@ -236,10 +282,13 @@ constexpr int kRowBlock = 32;
 template <typename W>
 inline void axpy_rows_of(const AxpyRows& o) {
   constexpr int kR = 8, kT = 4;
-  const uint8_t* w[kRowBlock];
+  const uint8_t* w[kRowBlock + kR];  // and the first rows of the next block, to prefetch
   for (int i0 = 0; i0 < o.n_rows; i0 += kRowBlock) {
     const int n = o.n_rows - i0 < kRowBlock ? o.n_rows - i0 : kRowBlock;
-    for (int i = 0; i < n; ++i) w[i] = o.w.data + (o.rows ? o.rows[i0 + i] : i0 + i) * o.w.row_bytes;
+    for (int i = 0; i < n + kR; ++i) {
+      const int at = i0 + i < o.n_rows ? i0 + i : o.n_rows - 1;
+      w[i] = o.w.data + (o.rows ? o.rows[at] : at) * o.w.row_bytes;
+    }
     int t = 0;
     if constexpr (!W::kBlocks) {
       const bool whole = (o.col_end - o.col_begin) % (2 * kLanes) == 0;
@@ -255,8 +304,8 @@ inline void axpy_rows_of(const AxpyRows& o) {
       const float* a = o.a + t * o.a_stride + i0;
       float* y = o.y + t * o.y_stride;
       int i = 0;
-      for (; i + kR <= n; i += kR) axpy_one_token<W, kR>(o, w + i, a + i, y);
-      for (; i < n; ++i) axpy_one_token<W, 1>(o, w + i, a + i, y);
+      for (; i + kR <= n; i += kR) axpy_one_token<W, kR>(w + i, w + i + kR, a + i, y, o.col_begin, o.col_end);
+      for (; i < n; ++i) axpy_one_token<W, 1>(w + i, w + i + 1, a + i, y, o.col_begin, o.col_end);
     }
   }
 }
@@ -396,7 +445,7 @@ inline void attend_tile(const float* q, int head_dim, const uint8_t* keys, const
     const uint8_t* rows[kPositions];
     for (int k = 0; k < kPositions; ++k) rows[k] = keys + (j + (k < m ? k : 0)) * stride;
     float scores[kPositions];
-    dot_tile<W, kPositions, 1>(rows, head_dim, q, 0, scores, 0);
+    dot_tile<W, kPositions, 1>(rows, nullptr, head_dim, q, 0, scores, 0);
     for (int k = 0; k < m; ++k) p[j + k] = scores[k] * scale;
   }
 

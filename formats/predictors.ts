@@ -44,13 +44,15 @@ export interface PredictorsMetadata {
 
 const VERSION = "1";
 
-/** The metadata entries that say `p`. */
-export function predictorsMetadata(p: PredictorsMetadata): Record<string, string> {
+/** The metadata entries that say `p`; without `quality` those of predictors that have yet to be measured. */
+export function predictorsMetadata(
+  p: Omit<PredictorsMetadata, "quality"> & Partial<PredictorsMetadata>,
+): Record<string, string> {
   return {
     "pi.format": "predictors",
     "pi.version": VERSION,
     "pi.predictors": JSON.stringify(p.metrics),
-    "pi.quality": JSON.stringify(p.quality),
+    ...(p.quality && { "pi.quality": JSON.stringify(p.quality) }),
     "pi.provenance": JSON.stringify(p.provenance),
   };
 }

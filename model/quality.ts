@@ -79,7 +79,10 @@ async function compareWindow(
   tallies: Map<FfnMode, Tally>,
   signal: AbortSignal,
 ): Promise<void> {
-  const runs = [...tallies].map(([mode, tally], i) => ({ tally, run: forcedLogits(model, tokens, mode, i + 1, window) }));
+  const runs = [...tallies].map(([mode, tally], i) => ({
+    tally,
+    run: forcedLogits(model, tokens, mode, i + 1, window),
+  }));
   for await (const dense of forcedLogits(model, tokens, "dense", 0, window)) {
     for (const { tally, run } of runs) {
       signal.throwIfAborted();
@@ -171,5 +174,7 @@ async function bytesPerToken(model: OpenModel, windows: readonly Int32Array[], m
 
 /** sha256 of all windows' tokens as i32. */
 function hashTokens(windows: readonly Int32Array[]): string {
-  return sha256(Buffer.concat(windows.map((tokens) => new Uint8Array(tokens.buffer, tokens.byteOffset, tokens.byteLength))));
+  return sha256(
+    Buffer.concat(windows.map((tokens) => new Uint8Array(tokens.buffer, tokens.byteOffset, tokens.byteLength))),
+  );
 }

@@ -1,6 +1,6 @@
-/** Bins of the recall curve: scores by the upper bits of their order-preserving integer, a relative width of 2^-10. */
-const BINS = 2 ** 19;
-const SHIFT = 32 - 19;
+/** Bins of the recall curve: scores by the upper bits of their order-preserving integer, a relative width of 2^-8. */
+const BIN_BITS = 17;
+const BINS = 2 ** BIN_BITS;
 
 /** What a threshold gives on held-out rows. All are shares in [0, 1]. */
 export interface OperatingPoint {
@@ -89,5 +89,5 @@ export class RecallCurve {
 
 /** Bin of an f32 by its bits (as i32): negative numbers ascend after all bits are flipped, others after the sign is. */
 function binOf(bits: number): number {
-  return (bits < 0 ? ~bits : bits | 0x80000000) >>> SHIFT;
+  return (bits < 0 ? ~bits : bits | 0x80000000) >>> (32 - BIN_BITS);
 }

@@ -1,0 +1,68 @@
+import { rowBytes, type DType } from "../formats/dtypes.ts";
+import { native, type PredictorWeights } from "../native/index.ts";
+
+/** Types a predictor's matrices may be stored in, the one that costs most first. */
+export const PREDICTOR_DTYPES = ["f16", "q8_0", "q4_0"] as const satisfies readonly DType[];
+export type PredictorDType = (typeof PREDICTOR_DTYPES)[number];
+
+/** A matrix as it is stored, and as it is read back. */
+interface StoredMatrix {
+  dtype: PredictorDType;
+  bytes: Uint8Array;
+  values: Float32Array;
+}
+
+/** A predictor in the types it is stored in. */
+export interface StoredPredictor {
+  rank: number;
+  dtype: PredictorDType;
+  /** By the parts' names in `predictorSpecs`. */
+  tensors: Record<"fc1.weight" | "fc1.bias" | "fc2.weight" | "fc2.bias", { dtype: DType; bytes: Uint8Array }>;
+  /** Of all tensors. */
+  bytes: number;
+  /** What the engine will compute with. */
+  weights: PredictorWeights;
+}
+
+/** `weights` with matrices in `dtype`; biases stay f32. A matrix whose rows are no whole blocks is kept in f16. */
+export async function storePredictor(
+  weights: PredictorWeights,
+  dim: number,
+  dtype: PredictorDType,
+): Promise<StoredPredictor> {
+  const [rank, nNeurons] = [weights.fc1Bias.length, weights.fc2Bias.length];
+  const fc1 = await storeMatrix(weights.fc1, rank, dim, dim % 32 === 0 ? dtype : "f16");
+  const fc2 = await storeMatrix(weights.fc2, nNeurons, rank, dtype);
+  const tensors = {
+    "fc1.weight": fc1,
+    "fc1.bias": { dtype: "f32" as const, bytes: bytesOf(weights.fc1Bias) },
+    "fc2.weight": fc2,
+    "fc2.bias": { dtype: "f32" as const, bytes: bytesOf(weights.fc2Bias) },
+  };
+  const bytes = Object.values(tensors).reduce((sum, tensor) => sum + tensor.bytes.length, 0);
+  return { rank, dtype, tensors, bytes, weights: { ...weights, fc1: fc1.values, fc2: fc2.values } };
+}
+
+async function storeMatrix(
+  values: Float32Array,
+  rows: number,
+  cols: number,
+  dtype: PredictorDType,
+): Promise<StoredMatrix> {
+  const bytes = await native().convertTensor(bytesOf(values), "f32", dtype, rows, cols, false);
+  return { dtype, bytes, values: await native().dequantize(bytes, dtype, rows, cols) };
+}
+
+const bytesOf = (values: Float32Array) => new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+
+/** Bytes of one neuron's rows: what is read to test whether it fires, and what only a neuron that fires needs. */
+export interface NeuronBytes {
+  test: number;
+  rest: number;
+}
+
+/** {@link NeuronBytes} of a layer whose matrices have these types; `gate` is absent in an FFN without one. */
+export function neuronBytes(dim: number, types: { gate?: DType; up: DType; down: DType }): NeuronBytes {
+  const [up, down] = [rowBytes(types.up, dim), rowBytes(types.down, dim)];
+  return types.gate === undefined ? { test: up, rest: down } : { test: rowBytes(types.gate, dim), rest: up + down };
+}

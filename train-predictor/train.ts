@@ -1,0 +1,101 @@
+import type { StageContext } from "../io/progress.ts";
+import { native, type PredictorTrainer, type PredictorWeights } from "../native/index.ts";
+import type { LayerSamples } from "./samples.ts";
+
+/**
+ * Hyperparameters that were measured (docs/log.md, 2026-11-21): a learning rate ten times Deja Vu's, decayed to nothing
+ * along a cosine, and half of an active neuron's weight in the loss by its contribution.
+ */
+const LEARNING_RATE = 0.01;
+const WEIGHT_DECAY = 0.01;
+const CONTRIBUTION_WEIGHT = 0.5;
+const BATCH = 256;
+/** Share of the updates over which the learning rate rises. */
+const WARMUP = 0.05;
+/** Rows between two looks at the clock, the learning rate and the wish to stop. */
+const CHUNK = 2048;
+
+export interface Training {
+  rank: number;
+  /** Passes over the training rows. */
+  epochs: number;
+  seed: number;
+  threads: number;
+  /** Weights to start from: those of a smaller rank are grown, without changing what they compute. */
+  start?: PredictorWeights | undefined;
+}
+
+/** Trains one predictor and returns its trainer. Throws the signal's reason when aborted. */
+export async function train(
+  samples: LayerSamples,
+  training: Training,
+  label: string,
+  context: StageContext,
+): Promise<PredictorTrainer> {
+  const { dim, nNeurons } = samples;
+  const { rank, seed, threads, epochs } = training;
+  const options = { dim, nNeurons, rank, seed, threads };
+  const trainer = native().createTrainer({
+    ...options,
+    weightDecay: WEIGHT_DECAY,
+    contributionWeight: CONTRIBUTION_WEIGHT,
+  });
+  if (training.start) trainer.setWeights(grow(training.start, trainer.weights()));
+  const random = randomIndices(seed);
+  const total = epochs * samples.train.length;
+  for (let epoch = 0; epoch < epochs; epoch++) {
+    const order = shuffled(samples.train, random);
+    for (let at = 0; at < order.length; at += CHUNK) {
+      context.signal.throwIfAborted();
+      const rows = order.subarray(at, at + CHUNK);
+      const done = epoch * order.length + at;
+      const rate = learningRate((done + rows.length / 2) / total);
+      const loss = await trainer.epoch(samples.hidden, samples.contributions, rows, BATCH, rate);
+      context.progress({ label, done: done + rows.length, total, unit: "steps", note: `loss ${loss.toFixed(4)}` });
+    }
+  }
+  return trainer;
+}
+
+/** Linear warm-up, then half a cosine to zero; `progress` in [0, 1]. */
+function learningRate(progress: number): number {
+  return LEARNING_RATE * Math.min(1, progress / WARMUP) * 0.5 * (1 + Math.cos(Math.PI * progress));
+}
+
+/**
+ * `small` in the size of `fresh`: new hidden units keep their fresh input weights and contribute nothing yet, so that
+ * the predictor computes what it did.
+ */
+export function grow(small: PredictorWeights, fresh: PredictorWeights): PredictorWeights {
+  const [from, to] = [small.fc1Bias.length, fresh.fc1Bias.length];
+  const fc1 = fresh.fc1.slice();
+  fc1.set(small.fc1);
+  const fc1Bias = new Float32Array(to);
+  fc1Bias.set(small.fc1Bias);
+  const fc2 = new Float32Array(fresh.fc2.length);
+  for (let neuron = 0; neuron < small.fc2Bias.length; neuron++) {
+    fc2.set(small.fc2.subarray(neuron * from, (neuron + 1) * from), neuron * to);
+  }
+  return { fc1, fc1Bias, fc2, fc2Bias: small.fc2Bias };
+}
+
+/** A new random order of `rows` (Fisher and Yates). */
+function shuffled(rows: Int32Array, random: (below: number) => number): Int32Array {
+  const order = rows.slice();
+  for (let i = order.length - 1; i > 0; i--) {
+    const j = random(i + 1);
+    [order[i], order[j]] = [order[j]!, order[i]!];
+  }
+  return order;
+}
+
+/** Whole numbers below a bound, by mulberry32. */
+function randomIndices(seed: number): (below: number) => number {
+  let state = seed | 0;
+  return (below) => {
+    state = (state + 0x6d2b79f5) | 0;
+    let z = Math.imul(state ^ (state >>> 15), 1 | state);
+    z = (z + Math.imul(z ^ (z >>> 7), 61 | z)) ^ z;
+    return Math.floor((((z ^ (z >>> 14)) >>> 0) / 2 ** 32) * below);
+  };
+}

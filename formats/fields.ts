@@ -42,6 +42,10 @@ export class Fields {
     return this.#fail(key, `a whole number from ${min} to ${max}`, value);
   }
 
+  integerOrNull(key: string, min = 0, max = Number.MAX_SAFE_INTEGER): number | null {
+    return this.#members[key] === null ? null : this.integer(key, min, max);
+  }
+
   string(key: string): string {
     const value = this.#members[key];
     return typeof value === "string" ? value : this.#fail(key, "a string", value);

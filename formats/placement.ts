@@ -19,6 +19,8 @@ export interface Placement {
   /** (bound - objective) / bound, 0 when nothing can be saved. */
   gap: number;
   solver: "greedy" | "search" | "ilp";
+  /** What HiGHS found for the same problem, where it was asked and finished. */
+  referee: { objective: number; bound: number } | null;
   /** Share of the expected neuron work (bytes of neurons a token needs) that the GPU does. */
   gpuShare: number;
   predicted: { tokensPerSecond: number; cpuOnlyTokensPerSecond: number };
@@ -27,6 +29,8 @@ export interface Placement {
 export interface LayerPlacement {
   /** The layer's first `gpuNeurons` rows are on the GPU. */
   gpuNeurons: number;
+  /** C_l: fewer neurons would not save their synchronisation; null where none ever does. */
+  minimumNeurons: number | null;
   /** Share of the layer's activations that those neurons make up. */
   impactShare: number;
   /** The layer's attention and its KV cache are on the GPU. */
@@ -50,6 +54,7 @@ export function parsePlacement(text: string, file: string, shape: { nLayers: num
   const fields = Fields.parse(text, `${file}: pi.placement`, "E_PLACEMENT");
   const predicted = fields.object("predicted");
   const solver = fields.string("solver");
+  const referee = fields.objectOrNull("referee");
   check(
     solver === "greedy" || solver === "search" || solver === "ilp",
     "E_PLACEMENT",
@@ -60,6 +65,7 @@ export function parsePlacement(text: string, file: string, shape: { nLayers: num
     hardware: readHardware(fields.object("hardware")),
     layers: fields.objects("layers", shape.nLayers).map((layer) => ({
       gpuNeurons: layer.integer("gpuNeurons", 0, shape.nNeurons),
+      minimumNeurons: layer.integerOrNull("minimumNeurons", 1),
       impactShare: layer.number("impactShare", 0, 1),
       attention: layer.boolean("attention"),
       predictor: layer.boolean("predictor"),
@@ -70,6 +76,7 @@ export function parsePlacement(text: string, file: string, shape: { nLayers: num
     bound: fields.number("bound"),
     gap: fields.number("gap", 0, 1),
     solver,
+    referee: referee && { objective: referee.number("objective"), bound: referee.number("bound") },
     gpuShare: fields.number("gpuShare", 0, 1),
     predicted: {
       tokensPerSecond: predicted.number("tokensPerSecond"),

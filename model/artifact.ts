@@ -21,9 +21,6 @@ export interface Artifact {
   files: Record<string, string>;
 }
 
-/** Files of a working directory that travel in the artifact; a checkpoint need not have the others but the first. */
-export const TEXT_FILES = ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"];
-
 /** Parses the artifact's own metadata. Throws `E_FORMAT` for a file that is no artifact, `E_PLACEMENT` for a damaged placement. */
 export function readArtifact({ format, path, metadata, config }: ModelFile): Artifact {
   check(

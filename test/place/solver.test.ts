@@ -185,7 +185,7 @@ describe("HiGHS as referee", () => {
   });
 
   it("is killed when it takes too long, and says so", async () => {
-    const groups = Array.from({ length: 80 }, (_, l) =>
+    const groups = Array.from({ length: 80 }, (_layer, l) =>
       neurons(
         Array.from({ length: 64 }, (_, k) => (k + 1) ** (-0.5 - l / 99)),
         1000 + 7 * l,

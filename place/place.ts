@@ -1,0 +1,85 @@
+import { basename } from "node:path";
+import type { Placement } from "../formats/placement.ts";
+import { provenance, sameProvenance } from "../formats/provenance.ts";
+import { sha256 } from "../io/hash.ts";
+import type { StageContext } from "../io/progress.ts";
+import { readArtifact } from "../model/artifact.ts";
+import { readModelFile } from "../model/model-file.ts";
+import { choosePlacement, type SolverName } from "./choose.ts";
+import { modelCosts } from "./costs.ts";
+import { machineName, measureHardware, readHardwareFile } from "./hardware.ts";
+import { readInputs, type Inputs } from "./inputs.ts";
+import { pack } from "./pack.ts";
+
+export interface PlaceOptions {
+  /** Where the artifact goes. */
+  out: string;
+  /** Bytes of GPU memory that everything together may take; 0 for CPU only. */
+  vram: number;
+  /** Tokens of KV cache to make room for, all sequences together; default: the model's longest context, at most 4096. */
+  contextTokens?: number | undefined;
+  /** A hardware file; default: this machine, measured. */
+  hardware?: string | undefined;
+  solver?: SolverName | undefined;
+  /** What the model is called; default: the artifact's file name. */
+  name?: string | undefined;
+  /** Place again even if the artifact is up to date. */
+  force?: boolean | undefined;
+}
+
+export interface PlaceResult {
+  placement: Placement;
+  /** Whether the artifact has predictors. */
+  predictors: boolean;
+  /** The artifact was there already. */
+  upToDate: boolean;
+}
+
+const DEFAULT_CONTEXT = 4096;
+
+/**
+ * Decides which neurons, attention layers, predictors and head live on the GPU, orders every layer's neurons hot first
+ * and packs everything into one artifact. Throws `E_BUDGET`, `E_MISMATCH`, `E_CHECKSUM`, `E_HARDWARE` and what reading the inputs throws.
+ */
+export async function place(dir: string, options: PlaceOptions, context: StageContext): Promise<PlaceResult> {
+  const inputs = await readInputs(dir, context);
+  const { config } = inputs.model;
+  const contextTokens = options.contextTokens ?? Math.min(config.maxPositions, DEFAULT_CONTEXT);
+  const file = options.hardware === undefined ? undefined : await readHardwareFile(options.hardware);
+  const { vram, solver = "auto", name = basename(options.out, ".pi") } = options;
+  const machine = file ? sha256(file.text) : machineName();
+  const origin = provenance("place", { vram, contextTokens, solver, name, machine }, inputs.hashes);
+
+  const existing = options.force ? undefined : await readModelFile(options.out).catch(() => undefined);
+  if (existing?.format === "artifact" && sameProvenance(existing.provenance, origin)) {
+    const { placement, predictors } = readArtifact(existing);
+    return { placement, predictors: predictors !== undefined, upToDate: true };
+  }
+  const costs = modelCosts(inputs.model, inputs.activations, inputs.predictors?.metrics, contextTokens);
+  const hardware = file?.hardware ?? (await measureHardware());
+  const placement = await choosePlacement(costs, hardware, vram, solver, context);
+  const metadata = { ...artifactMetadata(inputs, placement, name), "pi.provenance": JSON.stringify(origin) };
+  const sources = [inputs.model, ...(inputs.predictors ? [inputs.predictors] : [])];
+  const orders = costs.layers.map(({ order }) => order);
+  await pack(options.out, sources, orders, metadata, context);
+  return { placement, predictors: inputs.predictors !== undefined, upToDate: false };
+}
+
+/** Everything an artifact says of itself but its provenance and tensors. */
+function artifactMetadata(
+  { model, predictors, files }: Inputs,
+  placement: Placement,
+  name: string,
+): Record<string, string> {
+  const kept = ["pi.version", "pi.config", "pi.dtype", "pi.weights"].map((key) => [key, model.metadata[key]!]);
+  return {
+    "pi.format": "artifact",
+    ...(Object.fromEntries(kept) as Record<string, string>),
+    ...(predictors
+      ? { "pi.predictors": JSON.stringify(predictors.metrics), "pi.quality": JSON.stringify(predictors.quality) }
+      : {}),
+    "pi.placement": JSON.stringify(placement),
+    "pi.files": JSON.stringify(files),
+    "pi.name": name,
+  };
+}

@@ -5,12 +5,11 @@
 
 namespace pi::addon {
 
-#define PI_REGISTER __attribute__((weak)) void
-PI_REGISTER register_engine(Napi::Env env, Napi::Object exports);
-PI_REGISTER register_quant(Napi::Env env, Napi::Object exports);
-PI_REGISTER register_trainer(Napi::Env env, Napi::Object exports);
-PI_REGISTER register_compare(Napi::Env env, Napi::Object exports);
-PI_REGISTER register_probe(Napi::Env env, Napi::Object exports);
+void register_engine(Napi::Env env, Napi::Object exports);
+void register_quant(Napi::Env env, Napi::Object exports);
+void register_trainer(Napi::Env env, Napi::Object exports);
+void register_compare(Napi::Env env, Napi::Object exports);
+void register_probe(Napi::Env env, Napi::Object exports);
 
 namespace {
 
@@ -27,7 +26,7 @@ Napi::Value isa(const Napi::CallbackInfo& info) {
 Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("isa", Napi::Function::New(env, isa));
   for (auto* add : {register_engine, register_quant, register_trainer, register_compare, register_probe}) {
-    if (add) add(env, exports);
+    add(env, exports);
   }
   return exports;
 }

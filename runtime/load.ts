@@ -1,9 +1,11 @@
-import { isSparse } from "../model/config.ts";
+import { isSparse, type ModelConfig } from "../model/config.ts";
+import { readModelFile } from "../model/model-file.ts";
 import { check, PiError } from "../formats/errors.ts";
 import { type OpenModel, openModel, type OpenModelOptions } from "../model/open.ts";
 import { loadTokenizer } from "../model/tokenizer.ts";
 import type { FfnMode } from "../native/index.ts";
 import { samplingDefaults } from "./sampling.ts";
+import { DEFAULT_SEQUENCES } from "./scheduler.ts";
 import { Session } from "./session.ts";
 
 export interface LoadOptions extends OpenModelOptions {
@@ -11,7 +13,7 @@ export interface LoadOptions extends OpenModelOptions {
   mode?: FfnMode;
   /** What clients call the model; default: the artifact's or folder's name. */
   name?: string;
-  /** Sequences computed together at most. */
+  /** Sequences computed together at most; the default KV cache has room for as many. */
   maxSequences?: number;
 }
 
@@ -20,7 +22,9 @@ export interface LoadOptions extends OpenModelOptions {
  * @throws E_MODE when the model cannot run in the mode asked for, and what opening and reading its files throws
  */
 export async function loadSession(path: string, options: LoadOptions = {}): Promise<Session> {
-  const open = await openModel(path, options);
+  const { maxSequences = DEFAULT_SEQUENCES } = options;
+  const contextTokens = options.contextTokens ?? roomyContext((await readModelFile(path)).config, maxSequences);
+  const open = await openModel(path, { ...options, contextTokens });
   try {
     const mode = options.mode ?? open.defaultMode;
     checkMode(open, mode, path);
@@ -37,12 +41,19 @@ export async function loadSession(path: string, options: LoadOptions = {}): Prom
         samplingDefaults: samplingDefaults(generationConfig, `${path}/generation_config.json`),
         stopTokens: new Set([...tokenizer.eosTokens, ...open.config.eosTokens]),
       },
-      options.maxSequences === undefined ? {} : { maxSequences: options.maxSequences },
+      { maxSequences },
     );
   } catch (error) {
     open.close();
     throw error;
   }
+}
+
+/** KV tokens for every sequence's longest context, or what a GiB holds of them, but for one sequence at least. */
+function roomyContext(config: ModelConfig, sequences: number): number {
+  const bytesPerToken = 2 * config.nLayers * config.nKvHeads * config.headDim * 4; // keys and values, f32 at most
+  const affordable = Math.floor(2 ** 30 / bytesPerToken / config.maxPositions);
+  return config.maxPositions * Math.max(1, Math.min(sequences, affordable));
 }
 
 function checkMode(open: OpenModel, mode: FfnMode, path: string): void {

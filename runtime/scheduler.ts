@@ -5,6 +5,9 @@ import { blocksFor, KvBlocks } from "./kv-blocks.ts";
 import { type EndReason, Sequence, type SequenceListener, type SequenceRequest } from "./sequence.ts";
 import { buildStep, type Chunk, type Output } from "./step-batch.ts";
 
+/** Sequences in a step at most, unless told otherwise. */
+export const DEFAULT_SEQUENCES = 16;
+
 export interface SchedulerOptions {
   /** KV blocks the engine was opened with. */
   kvBlocks: number;
@@ -59,7 +62,7 @@ export class Scheduler {
   constructor(engine: Engine, options: SchedulerOptions) {
     this.#engine = engine;
     this.#mode = options.mode;
-    this.maxSequences = options.maxSequences ?? 16;
+    this.maxSequences = options.maxSequences ?? DEFAULT_SEQUENCES;
     this.#stepRows = Math.max(options.stepRows ?? 256, this.maxSequences + 1);
     this.#mixedRows = Math.max(options.mixedRows ?? 64, this.maxSequences + 1);
     this.#blocks = new KvBlocks(options.kvBlocks);

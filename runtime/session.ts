@@ -1,4 +1,4 @@
-import { PiError } from "../formats/errors.ts";
+import { check, PiError } from "../formats/errors.ts";
 import type { ChatMessage } from "../model/chat-template.ts";
 import type { OpenModel } from "../model/open.ts";
 import type { Tokenizer } from "../model/tokenizer.ts";
@@ -43,9 +43,16 @@ export class Session {
     this.contextTokens = Math.min(config.maxPositions, kvTokens);
   }
 
-  /** Starts a generation. @throws E_CONTEXT when it cannot fit */
+  /** Starts a generation. @throws E_CONTEXT when it cannot fit, E_TOKEN for tokens the model does not have */
   generate(options: Omit<GenerateOptions, "stopTokens"> & { ignoreEos?: boolean }): Generation {
     const { ignoreEos = false, ...rest } = options;
+    const { vocabSize } = this.model.open.config;
+    const unknown = options.prompt.find((token) => token >= vocabSize); // would fail the step of everyone in it
+    check(
+      unknown === undefined,
+      "E_TOKEN",
+      () => `prompt: token ${unknown} of the tokenizer is not one of the model's ${vocabSize}`,
+    );
     const stopTokens = ignoreEos ? {} : { stopTokens: this.model.stopTokens };
     return new Generation(this.scheduler, this.model.tokenizer, { ...rest, ...stopTokens });
   }

@@ -31,6 +31,7 @@ const CLIENT_CODES: Record<string, string> = {
   E_PARAMETER: "invalid_value",
   E_UNSUPPORTED: "unsupported_parameter",
   E_CONTEXT: "context_length_exceeded",
+  E_TOKEN: "invalid_token",
   E_NO_TEMPLATE: "no_chat_template",
   E_TEMPLATE: "chat_template_error",
   E_TEMPLATE_LIMIT: "chat_template_error",

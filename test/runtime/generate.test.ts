@@ -45,7 +45,7 @@ test("any text comes out as it is, in deltas that never split a character", asyn
     fc.asyncProperty(fc.string({ unit, minLength: 1, maxLength: 20 }), async (text) => {
       let out = "";
       for await (const delta of setUp(textScript(text)).generate()) {
-        expect(delta.text.isWellFormed()).toBe(true);
+        expect(delta.text).not.toMatch(/\p{Surrogate}/u);
         expect(delta.text).not.toContain("\uFFFD");
         out += delta.text;
       }

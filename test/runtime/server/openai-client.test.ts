@@ -1,5 +1,6 @@
 import { setTimeout } from "node:timers/promises";
 import { APIError } from "openai";
+import type { ChatCompletionMessageParam } from "openai/resources";
 import { afterEach, expect, test } from "vitest";
 import { fakeLogprob, textScript } from "../fake-engine.ts";
 import { type Options, startServer } from "./start.ts";
@@ -16,7 +17,7 @@ async function start(options: Options = {}) {
   return started;
 }
 
-const messages = [
+const messages: ChatCompletionMessageParam[] = [
   { role: "system", content: "Tell stories." },
   {
     role: "user",
@@ -103,7 +104,7 @@ test("echo with logprobs scores the prompt, with and without a token to generate
 
 test("chats with the checkpoint's template", async () => {
   const { client, engine } = await start();
-  const answer = await client.chat.completions.create({ model: "fake", messages: [...messages], max_tokens: 4 });
+  const answer = await client.chat.completions.create({ model: "fake", messages, max_tokens: 4 });
   expect(answer).toMatchObject({
     object: "chat.completion",
     choices: [{ index: 0, message: { role: "assistant", content: "Once" }, logprobs: null, finish_reason: "length" }],
@@ -114,7 +115,7 @@ test("chats with the checkpoint's template", async () => {
 
 test("chat without a limit goes on to the end", async () => {
   const { client } = await start();
-  const { choices } = await client.chat.completions.create({ model: "fake", messages: [...messages] });
+  const { choices } = await client.chat.completions.create({ model: "fake", messages });
   expect(choices[0]).toMatchObject({ message: { content: "Once upon a time. The end" }, finish_reason: "stop" });
 });
 
@@ -122,7 +123,7 @@ test("chat log probabilities", async () => {
   const { client } = await start({ script: textScript("aé") });
   const { choices } = await client.chat.completions.create({
     model: "fake",
-    messages: [...messages],
+    messages,
     logprobs: true,
     top_logprobs: 2,
   });
@@ -140,7 +141,7 @@ test("streams a chat: role, pieces, reason, usage", async () => {
   const { client } = await start();
   const stream = await client.chat.completions.create({
     model: "fake",
-    messages: [...messages],
+    messages,
     stream: true,
     stream_options: { include_usage: true },
   });
@@ -245,10 +246,10 @@ async function idle(session: { scheduler: { stats(): { running: number; waiting:
 
 test("errors are the client's APIError with status, param and code", async () => {
   const { client } = await start();
-  const refused = client.chat.completions.create({ model: "fake", messages: [...messages], temperature: 3 });
+  const refused = client.chat.completions.create({ model: "fake", messages, temperature: 3 });
   await expect(refused).rejects.toBeInstanceOf(APIError);
   await expect(refused).rejects.toMatchObject({ status: 400, param: "temperature", code: "invalid_value" });
-  const unknown = client.chat.completions.create({ model: "gpt-9", messages: [...messages] });
+  const unknown = client.chat.completions.create({ model: "gpt-9", messages });
   await expect(unknown).rejects.toMatchObject({ status: 404, code: "model_not_found" });
 });
 

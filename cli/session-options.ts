@@ -1,0 +1,55 @@
+import { type Command, Option } from "commander";
+import { FFN_MODE, type FfnMode } from "../native/index.ts";
+import type { LoadOptions } from "../runtime/load.ts";
+import { SAMPLING_PARAMETERS, type SamplingOptions, type SamplingParameter, SEED_RANGE } from "../runtime/sampling.ts";
+import { parseInteger, parseNumber } from "./sizes.ts";
+
+/** How to open a model, as `pi run` and `pi serve` take it. */
+export interface SessionFlags {
+  mode?: FfnMode;
+  threads?: number;
+  ctx?: number;
+  predictors?: string;
+  verify: boolean;
+}
+
+export function addSessionOptions(command: Command): Command {
+  return command
+    .argument("<X>", "artifact, or directory of a converted model")
+    .addOption(
+      new Option("--mode <MODE>", "how the FFN is computed (default: the model's)").choices(Object.keys(FFN_MODE)),
+    )
+    .option("--threads <N>", "default: all cores", parseInteger(1, 1024))
+    .option(
+      "--ctx <TOKENS>",
+      "size of the KV cache, all requests together (default: what they may need, at most 1 GiB or one context)",
+      parseInteger(1),
+    )
+    .option("--predictors <FILE>", "predictors.safetensors to use with a converted model")
+    .option("--no-verify", "skip the checksums of the weights");
+}
+
+export function loadOptions({ mode, threads, ctx, predictors, verify }: SessionFlags): LoadOptions {
+  return {
+    verify,
+    ...(mode && { mode }),
+    ...(threads && { threads }),
+    ...(ctx && { contextTokens: ctx }),
+    ...(predictors && { predictors }),
+  };
+}
+
+/** One option per sampling parameter; each keeps the model's default when it is not given. */
+export function addSamplingOptions(command: Command): Command {
+  for (const [key, { name, min, max, help, ...kind }] of Object.entries(SAMPLING_PARAMETERS)) {
+    const flag = `--${name.replaceAll("_", "-")} <X>`;
+    const parse = "integer" in kind ? parseInteger(min, max) : parseNumber(min, max);
+    command.option(key === "temperature" ? `--temp, ${flag}` : flag, help, parse);
+  }
+  return command.option("--seed <N>", "equal seeds give equal texts", parseInteger(SEED_RANGE.min, SEED_RANGE.max));
+}
+
+export function samplingOptions(flags: SamplingOptions): SamplingOptions {
+  const keys = [...(Object.keys(SAMPLING_PARAMETERS) as SamplingParameter[]), "seed"] as const;
+  return Object.fromEntries(keys.map((key) => [key, flags[key]]));
+}

@@ -1,6 +1,6 @@
 import { makeData, RecordBatch, Struct, type Data, type Schema } from "apache-arrow";
 import { check, PiError } from "./errors.ts";
-import type { Provenance } from "./provenance.ts";
+import { parseProvenance, type Provenance } from "./provenance.ts";
 
 /** An Arrow IPC file starts and ends with this; the footer's length (i32) stands before the last one. */
 const MAGIC = "ARROW1";
@@ -88,11 +88,7 @@ export function metadataJson(schema: Schema, key: string, path: string): unknown
 
 /** `pi.provenance`; throws `E_SCHEMA`. */
 export function metadataProvenance(schema: Schema, path: string): Provenance {
-  const value = metadataJson(schema, "pi.provenance", path) as Partial<Provenance> | null;
-  check(value?.stage && value.inputs && value.options, "E_SCHEMA", () => {
-    return `${path}: expected pi.provenance {stage, tool, options, inputs}, found ${JSON.stringify(value).slice(0, 80)}`;
-  });
-  return value as Provenance;
+  return parseProvenance(schema.metadata.get("pi.provenance"), path, "E_SCHEMA");
 }
 
 /** A batch of `rows` rows of `schema`, one `Data` a column, none null. */

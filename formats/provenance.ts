@@ -1,4 +1,5 @@
 import { check } from "./errors.ts";
+import { Fields } from "./fields.ts";
 
 /** Version of the tool, recorded in every output. Compared with package.json by a test. */
 export const TOOL_VERSION = "0.1.0";
@@ -13,8 +14,21 @@ export interface Provenance {
 }
 
 /** Builds a {@link Provenance} for this version of the tool. */
-export function provenance(stage: Provenance["stage"], options: Record<string, unknown>, inputs: Record<string, string>): Provenance {
+export function provenance(
+  stage: Provenance["stage"],
+  options: Record<string, unknown>,
+  inputs: Record<string, string>,
+): Provenance {
   return { stage, tool: `pi ${TOOL_VERSION}`, options, inputs };
+}
+
+/** Reads the JSON of `pi.provenance` in `file`; throws `code` when it is missing or says too little. */
+export function parseProvenance(text: string | undefined, file: string, code: string): Provenance {
+  const fields = Fields.parse(text ?? "", `${file}: pi.provenance`, code);
+  fields.string("stage");
+  fields.object("options");
+  fields.object("inputs");
+  return JSON.parse(text!) as Provenance;
 }
 
 /** True when an existing output was made by the same tool from the same inputs with the same options. */
@@ -33,7 +47,11 @@ export function canonicalJson(value: unknown): string {
 
 /** Throws `E_MISMATCH` naming both sides unless `actual` equals `expected`. */
 export function checkSameInput(what: string, file: string, expected: string, actual: string | undefined): void {
-  check(actual === expected, "E_MISMATCH", () => `${file}: made for ${what} ${short(actual)}, but this is ${what} ${short(expected)}`);
+  check(
+    actual === expected,
+    "E_MISMATCH",
+    () => `${file}: made for ${what} ${short(actual)}, but this is ${what} ${short(expected)}`,
+  );
 }
 
 const short = (hash: string | undefined) => (hash === undefined ? "(none)" : hash.slice(0, 12));

@@ -3,7 +3,7 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { decodeActivations, type Activations } from "../formats/activations.ts";
 import { check, PiError } from "../formats/errors.ts";
-import type { Provenance } from "../formats/provenance.ts";
+import { parseProvenance, type Provenance } from "../formats/provenance.ts";
 import { readSafetensors, readTensorBytes, writeSafetensors } from "./safetensors-file.ts";
 
 /** Written last: where it stands, the samples beside it are whole and its own. */
@@ -47,7 +47,7 @@ export async function readHeldout(path: string): Promise<Heldout> {
     const end = padded.indexOf(NO_TOKEN);
     return end < 0 ? padded : padded.subarray(0, end);
   });
-  return { windows, window, provenance: JSON.parse(file.metadata["pi.provenance"] ?? "{}") as Provenance };
+  return { windows, window, provenance: parseProvenance(file.metadata["pi.provenance"], path, "E_FORMAT") };
 }
 
 /** Writes held-out windows, all or nothing. */

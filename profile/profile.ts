@@ -47,7 +47,7 @@ export async function profile(dir: string, options: ProfileOptions, context: Sta
   const threads = options.threads === undefined ? {} : { threads: options.threads };
   const model = await openModel(dir, { ...threads, contextTokens });
   try {
-    return await run(plan, model, sampleRate, Math.ceil(size.tokens / plan.shard.count), context);
+    return await run(plan, model, sampleRate, Math.ceil(size.profiled / plan.shard.count), context);
   } finally {
     model.close();
   }

@@ -2,6 +2,8 @@
 const BIN_BITS = 17;
 const BINS = 2 ** BIN_BITS;
 
+const MAX_F32 = (2 - 2 ** -23) * 2 ** 127;
+
 /** What a threshold gives on held-out rows. All are shares in [0, 1]. */
 export interface OperatingPoint {
   threshold: number;
@@ -76,8 +78,8 @@ export class RecallCurve {
     const cells = this.#rows * this.#nNeurons;
     const allActive = this.#active.reduce((a, b) => a + b, 0);
     return {
-      // The lowest bins may hold nothing but idle neurons; a row without active ones needs no score at all.
-      threshold: threshold === Infinity ? Number.MAX_VALUE : threshold,
+      // JSON knows no infinity.
+      threshold: threshold === Infinity ? MAX_F32 : threshold,
       recall: allActive > 0 ? active / allActive : 1,
       weightedRecall: this.#rows > 0 ? Math.min(1, (this.#emptyRows + contribution) / this.#rows) : 1,
       precision: active + idle > 0 ? active / (active + idle) : 1,

@@ -45,7 +45,7 @@ export async function place(dir: string, options: PlaceOptions, context: StageCo
   const inputs = await readInputs(dir, context);
   const { config } = inputs.model;
   const contextTokens = options.contextTokens ?? Math.min(config.maxPositions, DEFAULT_CONTEXT);
-  const file = options.hardware === undefined ? undefined : await readHardwareFile(options.hardware);
+  const file = options.hardware === undefined ? undefined : await readHardwareFile(options.hardware, options.vram);
   const { vram, solver = "auto", name = basename(options.out, ".pi") } = options;
   const machine = file ? sha256(file.text) : machineName();
   const origin = provenance("place", { vram, contextTokens, solver, name, machine }, inputs.hashes);
@@ -56,7 +56,7 @@ export async function place(dir: string, options: PlaceOptions, context: StageCo
     return { placement, predictors: predictors !== undefined, upToDate: true };
   }
   const costs = modelCosts(inputs.model, inputs.activations, inputs.predictors?.metrics, contextTokens);
-  const hardware = file?.hardware ?? (await measureHardware());
+  const hardware = file?.hardware ?? (await measureHardware(vram));
   const placement = await choosePlacement(costs, hardware, vram, solver, context);
   const metadata = { ...artifactMetadata(inputs, placement, name), "pi.provenance": JSON.stringify(origin) };
   const sources = [inputs.model, ...(inputs.predictors ? [inputs.predictors] : [])];

@@ -1,4 +1,4 @@
-import { PiError } from "../formats/errors.ts";
+import { check, PiError } from "../formats/errors.ts";
 import type { Gpu, Hardware } from "../formats/hardware.ts";
 import { NEURON_BATCH, type LayerPlacement, type PlacementMemory } from "../formats/placement.ts";
 import type { LayerCosts, ModelCosts } from "./costs.ts";
@@ -138,10 +138,15 @@ export function memoryOf(split: Split, costs: ModelCosts, gpu: Gpu): PlacementMe
 }
 
 /**
- * Throws `E_BUDGET` with the numbers when a budget above 0 holds not even the smallest worthwhile part. Returns false when no
- * part is worthwhile at any budget.
+ * Throws `E_BUDGET` with the numbers when the card has less than the budget, or when a budget above 0 holds not even the
+ * smallest worthwhile part. Returns false when no part is worthwhile at any budget.
  */
 export function checkBudget({ groups, items }: PlacementProblem, budget: number, costs: ModelCosts, gpu: Gpu): boolean {
+  check(
+    budget <= gpu.vramBytes,
+    "E_BUDGET",
+    `VRAM budget: ${gpu.name}: expected at most ${gpu.vramBytes} bytes, got ${budget}`,
+  );
   const useful = groups.flatMap(({ sizes }, g) => (sizes.length > 1 ? [{ size: sizes[1]!, item: items[g]! }] : []));
   if (useful.length === 0) return false;
   const { size, item } = useful.reduce((a, b) => (b.size < a.size ? b : a));

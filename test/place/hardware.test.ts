@@ -1,0 +1,40 @@
+import { readdirSync } from "node:fs";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { describe, expect, it } from "vitest";
+import { native } from "../../native/index.ts";
+import { measureHardware, readHardwareFile, REFERENCE, REFERENCE_LINK } from "../../place/hardware.ts";
+
+const folder = fileURLToPath(new URL("../../examples/hardware", import.meta.url));
+
+describe("hardware files", () => {
+  it.each(readdirSync(folder))(
+    "%s describes a machine with a GPU and says where its numbers come from",
+    async (name) => {
+      const { hardware } = await readHardwareFile(join(folder, name), 0);
+      expect(hardware.gpu.bandwidth).toBeGreaterThan(hardware.cpu.bandwidth);
+      expect(hardware.gpu.vramBytes).toBeGreaterThan(hardware.gpu.reservedBytes);
+      expect(hardware.source).toMatch(/^Not measured here/);
+    },
+  );
+
+  it("have the reference GPU's numbers", async () => {
+    const { hardware } = await readHardwareFile(join(folder, "rtx-4090-ddr5.json"), 0);
+    expect(hardware.gpu.bandwidth).toBe(REFERENCE.bandwidth);
+    expect(hardware.link).toEqual(REFERENCE_LINK);
+  });
+});
+
+describe("readBandwidth", () => {
+  it("measures this machine", async () => {
+    const hardware = await measureHardware(1 << 30);
+    expect(hardware.cpu.bandwidth).toBeGreaterThan(1e8);
+    expect(hardware.gpu).toEqual({ ...REFERENCE, vramBytes: 1 << 30, reservedBytes: 0 });
+  });
+
+  it("refuses nonsense with what was expected and found", async () => {
+    await expect(native().readBandwidth(64, 2, 0.1)).rejects.toThrow(/64 bytes for each .* got 2 threads, 64 bytes/);
+    await expect(native().readBandwidth(1 << 20, 0, 0.1)).rejects.toThrow(/got 0 threads/);
+    await expect(native().readBandwidth(1 << 20, 1, 0)).rejects.toThrow(/0\.0+ seconds/);
+  });
+});

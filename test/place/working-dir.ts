@@ -1,0 +1,96 @@
+/** A small random model with activations and predictors, as the earlier stages would leave them in a directory. */
+import { mkdir, readFile, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { encodeActivations, type Activations } from "../../formats/activations.ts";
+import type { Hardware } from "../../formats/hardware.ts";
+import { predictorsMetadata, type PredictorMetrics } from "../../formats/predictors.ts";
+import { provenance } from "../../formats/provenance.ts";
+import { sha256 } from "../../io/hash.ts";
+import { activationsPath } from "../../io/profile-files.ts";
+import { writeSafetensors } from "../../io/safetensors-file.ts";
+import type { ModelConfig } from "../../model/config.ts";
+import { readModelFile } from "../../model/model-file.ts";
+import { predictorSpecs } from "../../model/tensors.ts";
+import { normals } from "../native/planted.ts";
+import { TINY, writeTinyModel } from "../profile/tiny-model.ts";
+
+/** Three layers of 200 neurons: three batches of 64 and one of 8. */
+export const CONFIG: ModelConfig = { ...TINY, nLayers: 3, nNeurons: 200, dim: 64, nHeads: 4, nKvHeads: 2 };
+
+const RANK = 32;
+export const TOKENS = 1000;
+
+/** A machine on which every part of so small a model is worth moving. */
+export const FAST_GPU: Hardware & { gpu: NonNullable<Hardware["gpu"]> } = {
+  name: "test machine",
+  cpu: { bandwidth: 10e9 },
+  gpu: { name: "test GPU", vramBytes: 2 ** 30, bandwidth: 500e9, reservedBytes: 1000 },
+  link: { bandwidth: 10e9, syncSeconds: 1e-7 },
+  source: "made up",
+};
+
+/** How often neuron `i` of layer `l` fired: hot neurons scattered, some never, many equally often. */
+export const countOf = (l: number, i: number): number =>
+  Math.floor(TOKENS * ((i * 37 + l * 11) % 50 === 0 ? 0.9 : 1 / (1 + ((i * 7 + l) % 40))));
+
+export interface WorkingDirOptions {
+  seed?: number;
+  config?: ModelConfig;
+  predictors?: boolean;
+}
+
+export async function writeWorkingDir(dir: string, options: WorkingDirOptions = {}): Promise<void> {
+  const { seed = 1, config = CONFIG, predictors = true } = options;
+  await mkdir(dir, { recursive: true });
+  await writeTinyModel(dir, { seed, config });
+  const { weights } = await readModelFile(dir);
+  await writeFile(activationsPath(dir), encodeActivations(makeActivations(config, weights)));
+  if (predictors) await writePredictors(dir, config, weights);
+}
+
+export function makeActivations({ nLayers, nNeurons }: ModelConfig, weights: string): Activations {
+  const layers = Array.from({ length: nLayers }, (_, l) => {
+    const count = BigUint64Array.from({ length: nNeurons }, (__, i) => BigInt(countOf(l, i)));
+    return { count, magnitude: count.slice(), contribution: count.slice() };
+  });
+  const origin = provenance("profile", {}, { model: weights });
+  return { layers, nNeurons, tokens: TOKENS, heldoutTokens: 0, sampleRate: 0, corpora: [], provenance: origin };
+}
+
+async function writePredictors(dir: string, config: ModelConfig, weights: string): Promise<void> {
+  const tensors = Array.from({ length: config.nLayers }, (_, layer) => predictorSpecs(config, layer, RANK))
+    .flat()
+    .map(({ name, shape }) => ({ name, shape, dtype: "f32" as const }));
+  const metrics = Array.from({ length: config.nLayers }, (): PredictorMetrics => {
+    const rates = { recall: 0.99, weightedRecall: 0.995, precision: 0.5, trueSparsity: 0.9, predictedSparsity: 0.8 };
+    return {
+      rank: RANK,
+      threshold: 0.25,
+      ...rates,
+      bytes: 4 * (RANK * (config.dim + config.nNeurons + 1) + config.nNeurons),
+    };
+  });
+  const activations = sha256(await readFile(activationsPath(dir)));
+  const normal = normals(7);
+  await writeSafetensors(join(dir, "predictors.safetensors"), tensors, {
+    metadata: () =>
+      predictorsMetadata({
+        metrics,
+        quality: {
+          corpus: { sha256: "0".repeat(64), tokens: 100 },
+          perplexityDense: 10,
+          perplexity: 10.01,
+          perplexityRatio: 1.001,
+          meanKl: 1e-4,
+          p99Kl: 1e-3,
+          top1Agreement: 0.99,
+          weightedRecall: 0.995,
+        },
+        provenance: provenance("train-predictor", {}, { model: weights, activations }),
+      }),
+    produce: ({ shape }) => {
+      const values = Float32Array.from({ length: shape.reduce((a, b) => a * b, 1) }, normal);
+      return Promise.resolve(new Uint8Array(values.buffer));
+    },
+  });
+}

@@ -23,6 +23,8 @@ export class TensorStream {
   readonly #writer: SafetensorsWriter;
   readonly #partial: PartialFile;
   readonly #context: StageContext;
+  /** Room for the tensor at work and the next one. */
+  readonly #buffers: readonly [Buffer, Buffer];
   #hash: Hash = createHash("sha256");
   #bytes = 0;
   #unrecorded = { bytes: 0, outputs: [] as string[] };
@@ -32,13 +34,15 @@ export class TensorStream {
     this.#writer = writer;
     this.#partial = partial;
     this.#context = context;
+    const largest = plan.steps.reduce((most, { entry }) => Math.max(most, entry.end - entry.begin), 0);
+    this.#buffers = [Buffer.allocUnsafeSlow(largest), Buffer.allocUnsafeSlow(largest)];
   }
 
   /** Throws the signal's reason when aborted, `E_VALUE` for weights that the output type cannot hold, `E_SOURCE` when the source changed. */
   async run(): Promise<void> {
     const { steps } = this.#plan;
     const finished = this.#restore();
-    let ahead = readStep(steps[finished]);
+    let ahead = this.#read(finished);
     for (const [i, step] of steps.entries()) {
       this.#context.signal.throwIfAborted();
       if (step.shard !== steps[i - 1]?.shard) await this.#beginShard(step.shard);
@@ -46,7 +50,7 @@ export class TensorStream {
         await this.#skip(step, i);
       } else {
         const source = await ahead;
-        ahead = readStep(steps[i + 1]);
+        ahead = this.#read(i + 1);
         await this.#convert(step, source!);
       }
       const endsShard = step.shard !== steps[i + 1]?.shard;
@@ -61,6 +65,15 @@ export class TensorStream {
       for (const [name, hash] of Object.entries(hashes)) this.#writer.hashes.set(name, hash);
     }
     return this.#partial.finished.at(-1)?.done ?? 0;
+  }
+
+  /** Starts to read the tensor of step `i`, if there is one, into the buffer that step `i - 2` is done with. */
+  #read(i: number): Promise<Uint8Array | undefined> {
+    const step = this.#plan.steps[i];
+    if (!step) return Promise.resolve(undefined);
+    const bytes = readTensorBytes(step.shard.file, step.name, this.#buffers[i % 2]!);
+    bytes.catch(() => undefined); // a failure waits until the bytes are asked for
+    return bytes;
   }
 
   async #beginShard({ file }: Shard): Promise<void> {
@@ -112,17 +125,6 @@ export class TensorStream {
     this.#bytes += bytes;
     this.#context.progress({ label: "convert", done: this.#bytes, total: this.#plan.sourceBytes, unit: "bytes" });
   }
-}
-
-/** The bytes of a step's tensor; undefined after the last step. A failure waits until the bytes are asked for. */
-async function readStepBytes(step: Step | undefined): Promise<Uint8Array | undefined> {
-  return step && readTensorBytes(step.shard.file, step.name);
-}
-
-function readStep(step: Step | undefined): Promise<Uint8Array | undefined> {
-  const bytes = readStepBytes(step);
-  bytes.catch(() => undefined);
-  return bytes;
 }
 
 /** The stored bytes of one output. */

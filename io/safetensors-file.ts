@@ -31,13 +31,16 @@ export async function readSafetensors(path: string): Promise<SafetensorsFile> {
   }
 }
 
-/** The stored bytes of one tensor. Throws `E_TENSOR` when the file has no such tensor. */
-export async function readTensorBytes(source: SafetensorsFile, name: string): Promise<Uint8Array> {
+/**
+ * The stored bytes of one tensor, in the first bytes of `into` where that is given. Throws `E_TENSOR` when the file has
+ * no such tensor.
+ */
+export async function readTensorBytes(source: SafetensorsFile, name: string, into?: Buffer): Promise<Uint8Array> {
   const entry = source.tensors.get(name);
   check(entry, "E_TENSOR", `${source.path}: no tensor ${name}`);
   const file = await open(source.path, "r");
   try {
-    return await readRange(file, entry.begin, entry.end - entry.begin, source.path);
+    return await readRange(file, entry.begin, entry.end - entry.begin, source.path, into);
   } finally {
     await file.close();
   }
@@ -47,8 +50,14 @@ export async function readTensorBytes(source: SafetensorsFile, name: string): Pr
 const MAX_TRANSFER = 1 << 30;
 
 /** Exactly `length` bytes from `offset`. Throws `E_FILE` when the file ends before (it shrank while it was read). */
-export async function readRange(file: FileHandle, offset: number, length: number, path: string): Promise<Uint8Array> {
-  const bytes = Buffer.allocUnsafeSlow(length);
+export async function readRange(
+  file: FileHandle,
+  offset: number,
+  length: number,
+  path: string,
+  into?: Buffer,
+): Promise<Uint8Array> {
+  const bytes = into?.subarray(0, length) ?? Buffer.allocUnsafeSlow(length);
   for (let done = 0; done < length;) {
     const { bytesRead } = await file.read(bytes, done, Math.min(length - done, MAX_TRANSFER), offset + done);
     check(bytesRead > 0, "E_FILE", `${path}: expected ${length} bytes at ${offset}, the file ends after ${done}`);

@@ -167,19 +167,24 @@ uint32_t limit_bits(DType to) {
 
 // --- Matrices. ---
 
-// Rows that are transposed together: 32 f16 of a source row are one cache line.
-constexpr size_t kStrip = 32;
+// Rows that are transposed together: 64 f16 of a source row are two cache lines.
+constexpr size_t kStrip = 64;
+// Columns of the square that is turned at a time: it stays in L1.
+constexpr size_t kSquare = 16;
 
-// tile[r * cols + c] = source[c][first + r] for r < n: in squares that fit L1, so that both sides are walked by line.
-void decode_transposed(DType from, const uint8_t* source, size_t rows, size_t cols, size_t first, size_t n,
-                       float* tile) {
-  float square[kStrip][kStrip];
-  const size_t element = block_bytes(from);
-  for (size_t c0 = 0; c0 < cols; c0 += kStrip) {
-    const size_t width = std::min(kStrip, cols - c0);
-    for (size_t c = 0; c < width; ++c) decode(from, source + ((c0 + c) * rows + first) * element, square[c], n);
+// out[r][c] = source[c][first + r] for r < n. `source` is [cols, rows], `out` [n, cols].
+template <typename Element>
+void transpose_strip(const uint8_t* source, size_t rows, size_t cols, size_t first, size_t n, uint8_t* out) {
+  Element square[kSquare][kStrip] = {};
+  for (size_t c0 = 0; c0 < cols; c0 += kSquare) {
+    const size_t width = std::min(kSquare, cols - c0);
+    for (size_t c = 0; c < width; ++c) {
+      std::memcpy(square[c], source + ((c0 + c) * rows + first) * sizeof(Element), n * sizeof(Element));
+    }
     for (size_t r = 0; r < n; ++r) {
-      for (size_t c = 0; c < width; ++c) tile[r * cols + c0 + c] = square[c][r];
+      Element line[kSquare];
+      for (size_t c = 0; c < kSquare; ++c) line[c] = square[c][r];
+      std::memcpy(out + (r * cols + c0) * sizeof(Element), line, width * sizeof(Element));
     }
   }
 }
@@ -198,21 +203,27 @@ void convert(const uint8_t* source, DType from, uint8_t* out, DType to, size_t r
   const size_t in_bytes = row_bytes(from, cols);
   const size_t out_bytes = row_bytes(to, cols);
   const size_t strips = (rows + kStrip - 1) / kStrip;
-  // One contiguous range of strips a thread; its scratch holds a strip when transposing, else a row.
-  const size_t scratch_floats = cols * (transpose ? kStrip : 1);
-  std::vector<float> scratch(scratch_floats * threads);
+  // Each thread takes a contiguous range of strips; its scratch is a row of floats and, to transpose, a strip.
+  std::vector<float> floats(cols * threads);
+  std::vector<uint8_t> tiles(transpose ? kStrip * in_bytes * threads : 0);
   std::atomic<size_t> bad_row = rows;
 
   ThreadPool pool(threads);
   pool.parallel_for(threads, [&](int thread) {
-    float* tile = scratch.data() + scratch_floats * thread;
+    float* row = floats.data() + cols * thread;
+    uint8_t* tile = tiles.data() + kStrip * in_bytes * thread;
     const size_t end = std::min(rows, strips * (thread + 1) / threads * kStrip);
     for (size_t first = strips * thread / threads * kStrip; first < end; first += kStrip) {
       const size_t n = std::min(kStrip, end - first);
-      if (transpose) decode_transposed(from, source, rows, cols, first, n, tile);
+      const uint8_t* strip = transpose ? tile : source + first * in_bytes;
+      if (transpose && block_bytes(from) == 4) transpose_strip<uint32_t>(source, rows, cols, first, n, tile);
+      if (transpose && block_bytes(from) == 2) transpose_strip<uint16_t>(source, rows, cols, first, n, tile);
       for (size_t r = 0; r < n; ++r) {
-        float* row = transpose ? tile + r * cols : tile;
-        if (!transpose) decode(from, source + (first + r) * in_bytes, row, cols);
+        if (from == to) {
+          std::memcpy(out + (first + r) * out_bytes, strip + r * in_bytes, out_bytes);
+          continue;
+        }
+        decode(from, strip + r * in_bytes, row, cols);
         if (largest_bits(row, cols) < limit) {
           encode(to, row, out + (first + r) * out_bytes, cols);
         } else {

@@ -13,8 +13,9 @@ constexpr bool is_float(DType type) { return type == DType::kF32 || type == DTyp
 
 // Encodes rows x cols elements of a float type into `to` (any weight type), row-major. With `transpose` the source is
 // [cols, rows]. `cols` is a whole number of `to`'s blocks; `source` need not be aligned. Rounds once, from f32: to
-// nearest even for floats, by GGUF's reference rules for blocks. Uses up to `threads` threads; the result does not
-// depend on how many.
+// nearest even for floats, by GGUF's reference rules for blocks; a type converts to itself bit by bit. Uses up to
+// `threads` threads; the result does not depend on how many. Throws std::range_error naming the first row with a value
+// that f16 or a block cannot hold: not finite, or too large.
 void convert(const uint8_t* source, DType from, uint8_t* out, DType to, size_t rows, size_t cols, bool transpose,
              int threads);
 

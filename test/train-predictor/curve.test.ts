@@ -36,7 +36,7 @@ function curveOf(rows: [number[], number[]][]): RecallCurve {
   const contributions = Uint8Array.from(rows.flatMap(([, c]) => c));
   // In two batches, the samples named in reverse.
   const half = Math.ceil(rows.length / 2);
-  const samples = Int32Array.from(rows, (_, i) => i).reverse();
+  const samples = Int32Array.from(rows, (_, i) => i).toReversed();
   for (const batch of [samples.subarray(0, half), samples.subarray(half)]) {
     curve.add(Float32Array.from(Array.from(batch).flatMap((i) => rows[i]![0])), contributions, batch);
   }

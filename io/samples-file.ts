@@ -82,7 +82,7 @@ export class SamplesWriter {
     await this.file.close();
   }
 
-  /** Closes the file as it is: not readable. */
+  /** Closes the file as it is: not readable, unless it was finished. */
   async abort(): Promise<void> {
     await this.file.close();
   }

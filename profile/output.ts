@@ -43,7 +43,7 @@ export class ProfileOutput {
       for (const header of layers)
         output.samples.push(await createSamples(samplesPath(temporary, header.layer), header));
       const result = await fill(output);
-      for (const writer of output.samples.splice(0)) await writer.finish();
+      for (const writer of output.samples) await writer.finish();
       if (result.heldout) await writeHeldout(heldoutPath(temporary), result.heldout);
       await output.#commit(result.activations);
       return result;

@@ -107,7 +107,9 @@ test("a second SIGTERM does not wait", async () => {
   const { child: server, url } = await serve();
   const socket = connect(Number(new URL(url).port), "127.0.0.1");
   socket.on("error", () => undefined); // cut off by the exit
-  socket.write("POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{");
+  const headers = "host: localhost\r\ncontent-type: application/json\r\ncontent-length: 100\r\nexpect: 100-continue";
+  socket.write(`POST /v1/completions HTTP/1.1\r\n${headers}\r\n\r\n`);
+  await once(socket, "data"); // the server has begun and waits for the body
   const exit = once(server, "exit");
   server.kill("SIGTERM");
   while ((await fetch(`${url}/health`)).status !== 503) await setTimeout(5);

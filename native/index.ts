@@ -6,6 +6,8 @@
 import type { DType } from "../formats/dtypes.ts";
 import { loadBinding } from "./load.ts";
 
+export { addonPath } from "./load.ts";
+
 /** A tensor inside one of the mapped files. `shape` is logical (elements), `offset` in bytes from the file's start. */
 export interface TensorRef {
   name: string;

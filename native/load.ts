@@ -18,10 +18,14 @@ function packageRoot(): string {
   return dir;
 }
 
-/** Loads `PI_NATIVE_PATH` or the addon of this checkout; throws `E_NATIVE` naming what was tried. */
+/** Where the addon is expected: `PI_NATIVE_PATH`, or the build of this checkout. */
+export function addonPath(): string {
+  return process.env["PI_NATIVE_PATH"] ?? join(packageRoot(), "build", "Release", NAME);
+}
+
+/** Loads the addon; throws `E_NATIVE` naming what was tried. */
 export function loadBinding(): Binding {
-  const override = process.env["PI_NATIVE_PATH"];
-  const path = override ?? join(packageRoot(), "build", "Release", NAME);
+  const path = addonPath();
   if (!existsSync(path)) {
     throw new PiError("E_NATIVE", `native addon not found at ${path}; build it with: npm run build:native`);
   }

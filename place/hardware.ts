@@ -1,7 +1,8 @@
 import { readFile } from "node:fs/promises";
-import { availableParallelism, cpus } from "node:os";
+import { availableParallelism } from "node:os";
 import { PiError } from "../formats/errors.ts";
 import { parseHardware, type Gpu } from "../formats/hardware.ts";
+import { cpuName } from "../io/hardware.ts";
 import { native } from "../native/index.ts";
 import type { GpuHardware } from "./plan.ts";
 
@@ -21,7 +22,7 @@ const PROBE_SECONDS = 1;
 
 /** Name of this machine's processors, e.g. "AMD EPYC (2 threads)". */
 export function machineName(): string {
-  return `${cpus()[0]?.model.trim() ?? process.arch} (${availableParallelism()} threads)`;
+  return `${cpuName()} (${availableParallelism()} threads)`;
 }
 
 /** This machine: its memory's read bandwidth as measured now, with the {@link REFERENCE} GPU. Takes over a second. */

@@ -74,7 +74,8 @@ async function readIndex(folder: string, files: ReadonlySet<string>): Promise<Ma
   return new Map(entries as [string, string][]);
 }
 
-function refuseOtherFormats(folder: string, files: ReadonlySet<string>): never {
+/** Says which other weights there are, and what to do. `folder` begins the message. */
+export function refuseOtherFormats(folder: string, files: ReadonlySet<string>): never {
   const found = (pattern: RegExp) => [...files].filter((name) => pattern.test(name)).sort();
   const [pickle] = found(/\.(bin|pt|pth)$/);
   if (pickle !== undefined) {

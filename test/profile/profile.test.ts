@@ -274,6 +274,12 @@ describe("pi profile", () => {
       `${small}: expected a tokenizer of at most 300 tokens as in the model, found 330`,
     );
 
+    const artifact = join(dir, "artifact");
+    await writeTinyModel(artifact, { format: "artifact" });
+    await expect(profile(artifact, { corpus: [prose] }, silentContext)).rejects.toThrow(
+      `${join(artifact, MODEL_FILE)}: expected a converted model, found an artifact`,
+    );
+
     const smooth = join(dir, "smooth");
     await writeTinyModel(smooth, { config: { ...TINY, activation: { kind: "silu" } } });
     const warnings: string[] = [];

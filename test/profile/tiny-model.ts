@@ -36,8 +36,8 @@ export const TINY: ModelConfig = {
 
 const TOKENIZER = fileURLToPath(new URL("../fixtures/tokenizer/byte-level.json", import.meta.url));
 
-/** Writes the model into the new directory `dir`; another seed gives other weights. */
-export async function writeTinyModel(dir: string, { seed = 1, config = TINY } = {}): Promise<void> {
+/** Writes the model into the new directory `dir`; another seed gives other weights, `format` another `pi.format`. */
+export async function writeTinyModel(dir: string, { seed = 1, config = TINY, format = "model" } = {}): Promise<void> {
   await mkdir(dir, { recursive: true });
   await copyFile(TOKENIZER, join(dir, "tokenizer.json"));
   await writeFile(join(dir, "tokenizer_config.json"), JSON.stringify({ bos_token: "<s>", eos_token: "</s>" }));
@@ -46,7 +46,7 @@ export async function writeTinyModel(dir: string, { seed = 1, config = TINY } = 
   const metadata = (hashes: Map<string, string>) => {
     const table = tensors.map(({ name, dtype, shape }) => [name, { dtype, shape, sha256: hashes.get(name) }]);
     return {
-      "pi.format": "model",
+      "pi.format": format,
       "pi.version": "1",
       "pi.config": JSON.stringify(config),
       "pi.dtype": "f32",

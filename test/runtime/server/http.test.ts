@@ -66,6 +66,11 @@ test("unknown paths, wrong methods and encodings are error objects too", async (
   expect([wrong.status, wrong.headers.get("allow")]).toEqual([405, "POST"]);
   expect(((await wrong.json()) as ErrorBody).error.code).toBe("method_not_allowed");
   expect((await fetch(`${url}/health`, { method: "DELETE" })).status).toBe(405);
+  const preflight = await fetch(`${url}/v1/completions`, {
+    method: "OPTIONS",
+    headers: { origin: "http://evil.example" },
+  });
+  expect([preflight.status, preflight.headers.get("access-control-allow-origin")]).toEqual([405, null]);
   const zipped = await post(url, "/v1/completions", BODY, { "content-encoding": "gzip" });
   expect([zipped.status, ((await zipped.json()) as ErrorBody).error.code]).toEqual([415, "unsupported_encoding"]);
 });

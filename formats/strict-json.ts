@@ -11,99 +11,139 @@ export interface JsonLimits {
   members: number;
 }
 
-const NUMBER = /-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?/y;
-const SPACE = /[ \t\n\r]*/y;
-// A string up to its closing quote; control characters must be escaped.
-// oxlint-disable-next-line no-control-regex
-const STRING = /"(?:[^"\\\u0000-\u001f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*"/y;
-
 /**
  * Parses JSON (RFC 8259) and refuses what `JSON.parse` lets through: an object with the same key twice, and integers
  * that a double cannot hold. Throws `E_JSON` with the position; `where` begins the message.
  */
 export function parseStrictJson(text: string, where: string, limits: JsonLimits): JsonValue {
-  let at = 0;
+  return new Parser(text, where, limits).document();
+}
 
-  const fail = (problem: string): never => {
-    throw new PiError("E_JSON", `${where}: ${problem} at character ${at} of the JSON text`);
-  };
-  const match = (pattern: RegExp): string | undefined => {
-    pattern.lastIndex = at;
-    const found = pattern.exec(text)?.[0];
-    if (found !== undefined) at += found.length;
-    return found;
-  };
-  const skip = (character: string): boolean => {
-    match(SPACE);
-    if (text[at] !== character) return false;
-    at++;
-    match(SPACE);
-    return true;
-  };
-  const expect = (character: string): void => {
-    if (!skip(character)) fail(`expected "${character}", found ${found()}`);
-  };
-  const found = (): string => (at < text.length ? JSON.stringify(text[at]) : "the end");
+const NUMBER = /-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?/y;
+// A string up to its closing quote; control characters must be escaped.
+// oxlint-disable-next-line no-control-regex
+const STRING = /"(?:[^"\\\u0000-\u001f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*"/y;
+// oxlint-disable-next-line no-control-regex
+const NEEDS_CARE = /[\\\u0000-\u001f]/;
+const WORDS = [
+  ["true", true],
+  ["false", false],
+  ["null", null],
+] as const;
 
-  const string = (): string => {
-    const raw = match(STRING) ?? fail(`expected a string, found ${found()}`);
-    return raw.includes("\\") ? (JSON.parse(raw) as string) : raw.slice(1, -1);
-  };
-  const number = (): number => {
-    const raw = match(NUMBER) ?? fail(`expected a value, found ${found()}`);
-    const value = Number(raw);
-    const exact = /[.eE]/.test(raw) ? Number.isFinite(value) : Number.isSafeInteger(value);
-    return exact ? value : fail(`number ${raw.slice(0, 40)} is outside of what a double holds`);
-  };
-  const word = (): JsonValue => {
-    for (const [name, value] of [
-      ["true", true],
-      ["false", false],
-      ["null", null],
-    ] as const) {
-      if (text.startsWith(name, at)) {
-        at += name.length;
-        return value;
-      }
-    }
-    return number();
-  };
-  const array = (depth: number): JsonValue[] => {
-    const items: JsonValue[] = [];
-    expect("[");
-    if (skip("]")) return items;
-    do {
-      if (items.length === limits.members) fail(`more than ${limits.members} elements`);
-      items.push(value(depth + 1));
-    } while (skip(","));
-    expect("]");
-    return items;
-  };
-  const object = (depth: number): JsonObject => {
+const [QUOTE, COMMA, COLON] = [0x22, 0x2c, 0x3a];
+const [OPEN_ARRAY, CLOSE_ARRAY, OPEN_OBJECT, CLOSE_OBJECT] = [0x5b, 0x5d, 0x7b, 0x7d];
+
+/** One pass over the text by character codes: headers have up to 100 MB, and a regular expression a token is slow. */
+class Parser {
+  readonly #text: string;
+  readonly #where: string;
+  readonly #limits: JsonLimits;
+  #at = 0;
+
+  constructor(text: string, where: string, limits: JsonLimits) {
+    this.#text = text;
+    this.#where = where;
+    this.#limits = limits;
+  }
+
+  document(): JsonValue {
+    const value = this.#value(1);
+    this.#skipSpace();
+    if (this.#at < this.#text.length) this.#fail(`expected the end, found ${this.#found()}`);
+    return value;
+  }
+
+  #value(depth: number): JsonValue {
+    if (depth > this.#limits.depth) this.#fail(`nested deeper than ${this.#limits.depth}`);
+    this.#skipSpace();
+    const first = this.#text.charCodeAt(this.#at);
+    if (first === QUOTE) return this.#string();
+    if (first === OPEN_OBJECT) return this.#object(depth);
+    if (first === OPEN_ARRAY) return this.#array(depth);
+    const word = WORDS.find(([name]) => first === name.charCodeAt(0) && this.#text.startsWith(name, this.#at));
+    if (!word) return this.#number();
+    this.#at += word[0].length;
+    return word[1];
+  }
+
+  #object(depth: number): JsonObject {
     const members: JsonObject = new Map();
-    expect("{");
-    if (skip("}")) return members;
+    this.#at++;
+    if (this.#take(CLOSE_OBJECT)) return members;
     do {
-      if (members.size === limits.members) fail(`more than ${limits.members} members`);
-      const key = string();
-      if (members.has(key)) fail(`duplicate key ${JSON.stringify(key)}`);
-      expect(":");
-      members.set(key, value(depth + 1));
-    } while (skip(","));
-    expect("}");
+      if (members.size === this.#limits.members) this.#fail(`more than ${this.#limits.members} members`);
+      this.#skipSpace();
+      const key = this.#string();
+      if (members.has(key)) this.#fail(`duplicate key ${JSON.stringify(key)}`);
+      this.#expect(COLON);
+      members.set(key, this.#value(depth + 1));
+    } while (this.#take(COMMA));
+    this.#expect(CLOSE_OBJECT);
     return members;
-  };
-  const value = (depth: number): JsonValue => {
-    if (depth > limits.depth) fail(`nested deeper than ${limits.depth}`);
-    match(SPACE);
-    const first = text[at];
-    if (first === "{") return object(depth);
-    if (first === "[") return array(depth);
-    return first === '"' ? string() : word();
-  };
+  }
 
-  const result = value(1);
-  match(SPACE);
-  if (at < text.length) fail(`expected the end, found ${found()}`);
-  return result;
+  #array(depth: number): JsonValue[] {
+    const items: JsonValue[] = [];
+    this.#at++;
+    if (this.#take(CLOSE_ARRAY)) return items;
+    do {
+      if (items.length === this.#limits.members) this.#fail(`more than ${this.#limits.members} elements`);
+      items.push(this.#value(depth + 1));
+    } while (this.#take(COMMA));
+    this.#expect(CLOSE_ARRAY);
+    return items;
+  }
+
+  #string(): string {
+    const end = this.#text.indexOf('"', this.#at + 1);
+    const plain =
+      this.#text.charCodeAt(this.#at) === QUOTE && end >= 0 ? this.#text.slice(this.#at + 1, end) : undefined;
+    if (plain !== undefined && !NEEDS_CARE.test(plain)) {
+      this.#at = end + 1;
+      return plain;
+    }
+    const raw = this.#match(STRING) ?? this.#fail(`expected a string, found ${this.#found()}`);
+    return JSON.parse(raw) as string;
+  }
+
+  #number(): number {
+    const raw = this.#match(NUMBER) ?? this.#fail(`expected a value, found ${this.#found()}`);
+    const value = Number(raw);
+    const exact = Number.isSafeInteger(value) || (/[.eE]/.test(raw) && Number.isFinite(value));
+    return exact ? value : this.#fail(`number ${raw.slice(0, 40)} is outside of what a double holds`);
+  }
+
+  #match(pattern: RegExp): string | undefined {
+    pattern.lastIndex = this.#at;
+    const raw = pattern.exec(this.#text)?.[0];
+    this.#at += raw?.length ?? 0;
+    return raw;
+  }
+
+  #skipSpace(): void {
+    for (; ; this.#at++) {
+      const code = this.#text.charCodeAt(this.#at);
+      if (code !== 0x20 && code !== 0x0a && code !== 0x0d && code !== 0x09) return;
+    }
+  }
+
+  #take(code: number): boolean {
+    this.#skipSpace();
+    if (this.#text.charCodeAt(this.#at) !== code) return false;
+    this.#at++;
+    return true;
+  }
+
+  #expect(code: number): void {
+    if (!this.#take(code)) this.#fail(`expected "${String.fromCharCode(code)}", found ${this.#found()}`);
+  }
+
+  #found(): string {
+    return this.#at < this.#text.length ? JSON.stringify(this.#text[this.#at]) : "the end";
+  }
+
+  #fail(problem: string): never {
+    throw new PiError("E_JSON", `${this.#where}: ${problem} at character ${this.#at} of the JSON text`);
+  }
 }

@@ -55,26 +55,33 @@ def idle_share(act):
 
 
 class Sparsifier:
-    """The second half's penalty, its strength steered towards a schedule of idleness."""
+    """The second half's penalty, steered layer by layer: one strength for all lets some layers die for the others."""
 
-    def __init__(self, strength, target, begin, end):
+    PROPORTIONAL, INTEGRAL, LARGEST_ERROR = 30.0, 1.0, 0.02
+
+    def __init__(self, layers, strength, target, begin, end):
         self.target, self.begin, self.end = target, begin, end
-        self.state = dict(strength=strength, idle_ema=0.5, idle_start=None)
+        self.state = dict(strength=[strength] * layers, idle_ema=[0.5] * layers, idle_start=None)
 
     def observe(self, acts):
-        idle = sum(idle_share(a) for a in acts) / len(acts)
-        self.state["idle_ema"] = 0.9 * self.state["idle_ema"] + 0.1 * idle
+        ema = self.state["idle_ema"]
+        self.state["idle_ema"] = [0.9 * share + 0.1 * idle_share(a) for share, a in zip(ema, acts)]
 
     def penalty(self, acts, step):
-        """Mean |activation| over its RMS, so that shrinking all of them buys nothing."""
+        """Per layer the mean |activation| over its RMS (so that shrinking all of them buys nothing), times a strength."""
         state = self.state
         if state["idle_start"] is None:
             state["idle_start"] = state["idle_ema"]
-        phase = min(1.0, (step - self.begin) / max(1, self.end - self.begin))
-        target = state["idle_start"] + (self.target - state["idle_start"]) * math.sin(phase * math.pi / 2)
-        state["strength"] = min(10.0, max(1e-5, state["strength"] * math.exp(2.0 * (target - state["idle_ema"]))))
-        l1 = sum(a.abs().mean() / (a.detach().pow(2).mean().sqrt() + 1e-6) for a in acts) / len(acts)
-        return state["strength"] * l1
+        rise = math.sin(min(1.0, (step - self.begin) / max(1, self.end - self.begin)) * math.pi / 2)
+        total = 0.0
+        for i, act in enumerate(acts):
+            target = state["idle_start"][i] + (self.target - state["idle_start"][i]) * rise
+            error = target - state["idle_ema"][i]
+            bounded = max(-self.LARGEST_ERROR, min(self.LARGEST_ERROR, error))  # idleness lags: do not wind up
+            state["strength"][i] = min(2.0, max(1e-4, state["strength"][i] * math.exp(self.INTEGRAL * bounded)))
+            strength = state["strength"][i] * math.exp(self.PROPORTIONAL * error)
+            total += strength * act.abs().mean() / (act.detach().pow(2).mean().sqrt() + 1e-6)
+        return total / len(acts)
 
 
 def optimisers(model, lr):
@@ -97,7 +104,7 @@ def train(args):
     context = model.shape["context"]
     (muon, muon_lr), (adam, adam_lr) = optimisers(model, args.lr)
     dense_steps, hold_from = int(args.steps * args.dense_share), int(args.steps * args.hold_share)
-    sparsifier = Sparsifier(args.l1, args.sparsity, dense_steps, hold_from)
+    sparsifier = Sparsifier(model.shape["layers"], args.l1, args.sparsity, dense_steps, hold_from)
     step = 0
     options = {name: value for name, value in vars(args).items() if name != "command"}
     latest = os.path.join(args.output, "latest.pt")
@@ -142,8 +149,8 @@ def train(args):
         smooth = nll.item() if smooth is None else 0.95 * smooth + 0.05 * nll.item()
         if step % 20 == 0:
             speed = round(seen / (time.time() - clock))
-            idle, strength = round(sparsifier.state["idle_ema"], 4), round(sparsifier.state["strength"], 5)
-            report("train", loss=round(smooth, 4), idle=idle, l1=strength, tokensPerSecond=speed)
+            idle, l1 = ([round(x, 4) for x in sparsifier.state[name]] for name in ("idle_ema", "strength"))
+            report("train", loss=round(smooth, 4), idle=idle, l1=l1, tokensPerSecond=speed)
             clock, seen = time.time(), 0
         if step % 100 == 0 or step == args.steps:
             save(latest)
@@ -190,7 +197,7 @@ def parse_arguments():
     p.add_argument("--dense-share", type=float, default=0.5, help="share of the steps before the L1 penalty begins")
     p.add_argument("--hold-share", type=float, default=0.7, help="share of the steps before the learning rate decays")
     p.add_argument("--sparsity", type=float, default=0.9, help="share of idle neurons to arrive at")
-    p.add_argument("--l1", type=float, default=0.01, help="the penalty's first strength")
+    p.add_argument("--l1", type=float, default=0.2, help="the penalty's first strength")
     p.add_argument("--no-l1", action="store_true")
     p.add_argument("--resume", help="checkpoint to start from")
     p.add_argument("--seed", type=int, default=1)

@@ -47,9 +47,11 @@ export function define(command: Command): void {
         const placed = await timer.run("place", () => place(dir, placement, context));
         context.close();
         if (options.json) return printJson({ path: options.output, dir, seconds: timer.seconds, ...placed });
-        printPlacement(options.output, placed);
+        printPlacement(placed);
+        process.stdout.write("\n");
         const rows = Object.entries(timer.seconds).map(([stage, seconds]) => [stage, formatSeconds(seconds)]);
         printTable(["stage", "time"], rows);
+        process.stdout.write(`${options.output}\n`);
       } finally {
         context.close();
       }

@@ -35,7 +35,10 @@ export function define(command: Command): void {
         const result = await place(dir, options, context);
         context.close();
         if (json) printJson({ path: output, ...result });
-        else printPlacement(output, result);
+        else {
+          printPlacement(result);
+          process.stdout.write(`${output}${result.upToDate ? " is up to date" : ""}\n`);
+        }
       } finally {
         context.close();
       }
@@ -72,7 +75,8 @@ function parseGibibytes(text: string): number {
   return parseSize(/^\s*[\d.]+\s*$/.test(text) ? `${text.trim()}G` : text);
 }
 
-export function printPlacement(path: string, { placement, predictors, upToDate }: PlaceResult): void {
+/** Tables of a placement; `predictors` says whether there are any. */
+export function printPlacement({ placement, predictors }: Pick<PlaceResult, "placement" | "predictors">): void {
   const { memory, vramBudget, predicted } = placement;
   printTable(...layerTable(placement, predictors));
   const lines = [
@@ -84,13 +88,12 @@ export function printPlacement(path: string, { placement, predictors, upToDate }
     `objective  ${describeObjective(placement)}`,
     `GPU share  ${percent(placement.gpuShare)} of the neuron work${placement.head ? ", and the head" : ""}`,
     `predicted  ${formatNumber(predicted.tokensPerSecond)} tokens/s; all on the CPU ${formatNumber(predicted.cpuOnlyTokensPerSecond)}`,
-    `${path}${upToDate ? " is up to date" : ""}`,
   ];
   process.stdout.write(`${lines.join("\n")}\n`);
 }
 
 /** Per layer, what is on the GPU. */
-export function layerTable({ layers }: Placement, predictors: boolean): [string[], string[][]] {
+function layerTable({ layers }: Placement, predictors: boolean): [string[], string[][]] {
   const device = (gpu: boolean): string => (gpu ? "GPU" : "CPU");
   const rows = layers.map((layer, l) => [
     String(l),

@@ -32,31 +32,40 @@ inline V log1p(V e) {
   return mul(p, z);
 }
 
-// With sign -1 for an active and +1 for an idle neuron and z = sign * score, the loss is log(1 + e^z) and its gradient
-// sign / (1 + e^-z).
-double loss(const LossRow& o) {
-  constexpr int kBlock = 64;
-  float sign[kBlock], weight[kBlock], score[kBlock];
-  double total = 0;
-  for (int start = 0; start < o.n; start += kBlock) {
-    const int n = o.n - start < kBlock ? o.n - start : kBlock;
-    for (int i = 0; i < kBlock; ++i) {
-      const int c = i < n ? o.contributions[start + i] : 0;
-      sign[i] = c > 0 ? -1.0f : 1.0f;
-      weight[i] = i >= n ? 0.0f : c > 0 ? o.active + o.per_contribution * static_cast<float>(c) : o.idle;
-      score[i] = i < n ? o.scores[start + i] : 0.0f;
-    }
-    V losses = zero();
-    for (int i = 0; i < kBlock; i += kLanes) {
-      const V s = load(sign + i), w = load(weight + i);
-      const V z = mul(s, load(score + i)), minus_z = sub(zero(), z);
-      losses = fma(w, add(max(z, zero()), log1p(exp(min(z, minus_z)))), losses);
-      const V gradient = div(mul(mul(s, w), set1(o.gradient_scale)), add(set1(1.0f), exp(minus_z)));
-      store(score + i, gradient);
-    }
-    for (int i = 0; i < n; ++i) o.scores[start + i] = score[i];
-    total += sum(losses);
+constexpr int kLossBlock = 64;
+
+// One block of LossRow. With sign -1 for an active and +1 for an idle neuron and z = sign * score, the loss is
+// log(1 + e^z) and its gradient sign / (1 + e^-z).
+inline float loss_block(const LossRow& o, const uint8_t* contributions, float* scores) {
+  float contribution[kLossBlock];
+  for (int i = 0; i < kLossBlock; ++i) contribution[i] = contributions[i];
+  const V one = set1(1.0f);
+  V losses = zero();
+  for (int i = 0; i < kLossBlock; i += kLanes) {
+    const V c = load(contribution + i), active = min(c, one);
+    const V sign = fma(active, set1(-2.0f), one);
+    const V weight = fma(c, set1(o.per_contribution), fma(active, set1(o.active - o.idle), set1(o.idle)));
+    const V z = mul(sign, load(scores + i)), minus_z = sub(zero(), z);
+    losses = fma(weight, add(max(z, zero()), log1p(exp(min(z, minus_z)))), losses);
+    store(scores + i, div(mul(mul(sign, weight), set1(o.gradient_scale)), add(one, exp(minus_z))));
   }
+  return sum(losses);
+}
+
+double loss(const LossRow& o) {
+  double total = 0;
+  int start = 0;
+  for (; start + kLossBlock <= o.n; start += kLossBlock) total += loss_block(o, o.contributions + start, o.scores + start);
+  if (start == o.n) return total;
+  // The rest is padded with idle neurons whose score is so low that they lose nothing.
+  uint8_t contributions[kLossBlock] = {};
+  float scores[kLossBlock];
+  for (int i = 0; i < kLossBlock; ++i) {
+    contributions[i] = start + i < o.n ? o.contributions[start + i] : 0;
+    scores[i] = start + i < o.n ? o.scores[start + i] : -1e3f;
+  }
+  total += loss_block(o, contributions, scores);
+  for (int i = start; i < o.n; ++i) o.scores[i] = scores[i - start];
   return total;
 }
 

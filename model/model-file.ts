@@ -89,7 +89,7 @@ export async function readModelFile(path: string): Promise<ModelFile> {
 }
 
 const describeFormat = (format: string | undefined): string =>
-  format === undefined ? "a safetensors file of someone else (pi convert makes one)" : `a ${format} file`;
+  format === undefined ? "a safetensors file that pi did not write (see pi convert)" : `a ${format} file`;
 
 /** JSON of a metadata entry. Throws `E_FORMAT` when it is missing or no object. */
 export function metadataJson<T>(file: SafetensorsFile, key: string): T {

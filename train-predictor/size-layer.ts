@@ -27,8 +27,8 @@ export interface SizedPredictor {
 /** Ranks are whole blocks of the block types. */
 const RANK_STEP = 32;
 
-/** A larger predictor has to save this share of a layer's bytes, or noise would make it grow. */
-const WORTHWHILE = 0.01;
+/** Ranks grow by this factor. */
+const GROWTH = 1.5;
 
 /**
  * Grows a predictor until growing stops paying. The paper's adaptive sizing iterates the hidden size from a start by the
@@ -49,13 +49,31 @@ export async function sizeLayer(
     return cheapest(samples, trainer, sizing);
   };
   let best = previous ?? (await attempt(startRank(samples)));
+  let smaller: SizedPredictor | undefined;
   for (;;) {
-    const rank = roundUp(1.5 * best.stored.rank);
-    if (rank > roundUp(samples.dim)) return best;
+    const rank = roundUp(GROWTH * best.stored.rank);
+    if (rank > roundUp(samples.dim) || (smaller && !pays(smaller, best, rank, sizing))) return best;
     const larger = await attempt(rank, best.trained);
-    if (cost(larger, sizing) > (1 - WORTHWHILE) * cost(best, sizing)) return best;
+    if (cost(larger, sizing) >= cost(best, sizing)) return best;
+    smaller = best;
     best = larger;
   }
+}
+
+/**
+ * Whether growing to `rank` can be expected to pay: false positives, which are what a larger predictor saves, are taken
+ * to shrink by the same factor for every unit of rank as they did from `smaller` to `current`. Spares training the
+ * largest predictor of a layer only to see it lose.
+ */
+function pays(smaller: SizedPredictor, current: SizedPredictor, rank: number, { recall, neuron }: Sizing): boolean {
+  const falsePositives = ({ stored, curve }: SizedPredictor) => {
+    const { predictedSparsity, trueSparsity, recall: found } = curve.at(recall);
+    return stored.weights.fc2Bias.length * neuron.test * (1 - predictedSparsity - (1 - trueSparsity) * found);
+  };
+  const left = falsePositives(current);
+  const byUnit = (left / falsePositives(smaller)) ** (1 / (current.stored.rank - smaller.stored.rank));
+  const units = rank - current.stored.rank;
+  return left * (1 - byUnit ** units) > (current.stored.bytes / current.stored.rank) * units;
 }
 
 const roundUp = (rank: number): number => Math.ceil(rank / RANK_STEP) * RANK_STEP;

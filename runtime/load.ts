@@ -1,6 +1,7 @@
-import { isSparse, type ModelConfig } from "../model/config.ts";
+import type { ModelConfig } from "../model/config.ts";
 import { readModelFile } from "../model/model-file.ts";
-import { check, PiError } from "../formats/errors.ts";
+import { PiError } from "../formats/errors.ts";
+import { checkMode } from "../model/modes.ts";
 import { type OpenModel, openModel, type OpenModelOptions } from "../model/open.ts";
 import { loadTokenizer } from "../model/tokenizer.ts";
 import type { FfnMode } from "../native/index.ts";
@@ -27,7 +28,7 @@ export async function loadSession(path: string, options: LoadOptions = {}): Prom
   const open = await openModel(path, { ...options, contextTokens });
   try {
     const mode = options.mode ?? open.defaultMode;
-    checkMode(open, mode, path);
+    checkMode(open, mode);
     const tokenizer = await loadTokenizer((name) => open.textFile(name), path);
     const generationConfig = await open.textFile("generation_config.json");
     return new Session(
@@ -54,19 +55,6 @@ function roomyContext(config: ModelConfig, sequences: number): number {
   const bytesPerToken = 2 * config.nLayers * config.nKvHeads * config.headDim * 4; // keys and values, f32 at most
   const affordable = Math.floor(2 ** 30 / bytesPerToken / config.maxPositions);
   return config.maxPositions * Math.max(1, Math.min(sequences, affordable));
-}
-
-function checkMode(open: OpenModel, mode: FfnMode, path: string): void {
-  check(
-    mode !== "predictor" || open.hasPredictors,
-    "E_MODE",
-    `${path}: mode predictor needs predictors, this model has none; make them with pi train-predictor`,
-  );
-  check(
-    mode === "dense" || isSparse(open.config.activation),
-    "E_MODE",
-    `${path}: mode ${mode} needs a ReLU-like activation, this model has ${open.config.activation.kind}`,
-  );
 }
 
 async function specialTokens(open: OpenModel, path: string): Promise<string[]> {

@@ -1,3 +1,5 @@
+import { fromHalf, toHalf } from "./half.ts";
+
 /** Synthetic samples of a ReLU layer whose gate has low rank, so that a small predictor can find it. */
 export interface Planted {
   dim: number;
@@ -32,29 +34,13 @@ export function planted(options: { dim: number; nNeurons: number; rank: number; 
   const hidden = new Uint16Array(rows * dim);
   const contributions = new Uint8Array(rows * nNeurons);
   for (let r = 0; r < rows; r++) {
-    const bits = Array.from({ length: dim }, () => toF16(normal()));
+    const bits = Array.from({ length: dim }, () => toHalf(normal()));
     hidden.set(bits, r * dim);
-    const x = bits.map(fromF16);
+    const x = bits.map(fromHalf);
     const z = inner.map((row) => dot(row, x) / Math.sqrt(dim));
     const acts = outer.map((row) => Math.max(dot(row, z) / Math.sqrt(rank) - 1.2, 0));
     const high = Math.max(...acts, Number.MIN_VALUE);
     acts.forEach((a, i) => (contributions[r * nNeurons + i] = a > 0 ? Math.max(1, Math.round((255 * a) / high)) : 0));
   }
   return { dim, nNeurons, rows, hidden, contributions };
-}
-
-/** Value of f16 bits; finite values only. */
-export function fromF16(bits: number): number {
-  const exponent = (bits >> 10) & 31;
-  const fraction = bits & 1023;
-  const magnitude = exponent === 0 ? fraction * 2 ** -24 : (1 + fraction / 1024) * 2 ** (exponent - 15);
-  return bits & 0x8000 ? -magnitude : magnitude;
-}
-
-/** Bits of the f16 just below |x|, for |x| in the normal range. */
-export function toF16(x: number): number {
-  const magnitude = Math.min(Math.max(Math.abs(x), 2 ** -14), 65504);
-  const exponent = Math.floor(Math.log2(magnitude));
-  const fraction = Math.floor((magnitude / 2 ** exponent - 1) * 1024);
-  return (x < 0 ? 0x8000 : 0) | ((exponent + 15) << 10) | fraction;
 }

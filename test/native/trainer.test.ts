@@ -1,6 +1,7 @@
 import { describe, expect, test } from "vitest";
 import { native, type PredictorTrainer, type PredictorWeights, type TrainerOptions } from "../../native/index.ts";
-import { fromF16, planted } from "./planted.ts";
+import { fromHalf } from "./half.ts";
+import { planted } from "./planted.ts";
 
 const SIZES = { dim: 24, nNeurons: 70, rank: 32 };
 const OPTIONS: TrainerOptions = { ...SIZES, seed: 7, weightDecay: 0.01, contributionWeight: 0.5, threads: 1 };
@@ -56,7 +57,7 @@ class SlowTrainer {
     const idle = labels.flat().filter((c) => c > 0).length / (rows.length * nNeurons) + 0.005;
     let loss = 0;
     rows.forEach((r, n) => {
-      const x = Array.from(data.hidden.subarray(r * dim, (r + 1) * dim), fromF16);
+      const x = Array.from(data.hidden.subarray(r * dim, (r + 1) * dim), fromHalf);
       const { units, scores } = this.forward(x);
       const active = labels[n]!.filter((c) => c > 0);
       const mean = active.reduce((a, b) => a + b, 0) / active.length;
@@ -118,7 +119,7 @@ describe("against the naive twin", () => {
     const rows = [0, 5, 89, 5];
     const scores = await fast.scores(data.hidden, Int32Array.from(rows));
     rows.forEach((row, r) => {
-      const x = Array.from(data.hidden.subarray(row * SIZES.dim, (row + 1) * SIZES.dim), fromF16);
+      const x = Array.from(data.hidden.subarray(row * SIZES.dim, (row + 1) * SIZES.dim), fromHalf);
       slow.forward(x).scores.forEach((score, i) => {
         expect(scores[r * SIZES.nNeurons + i]).toBeCloseTo(score, 5);
       });

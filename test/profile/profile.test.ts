@@ -19,7 +19,7 @@ import { mergeProfiles } from "../../profile/merge.ts";
 import { profile, type ProfileOptions } from "../../profile/profile.ts";
 import { keyLimit } from "../../profile/sampling.ts";
 import { summarise } from "../../profile/summary.ts";
-import { fromF16 } from "../native/planted.ts";
+import { fromHalf } from "../native/half.ts";
 import { TINY, writeTinyModel } from "./tiny-model.ts";
 
 const WINDOW = 32;
@@ -164,7 +164,7 @@ describe("pi profile", () => {
     const rows = await samplesOf(out, 1);
     expect(rows).toHaveLength(activations.tokens);
     for (const { hidden, contributions } of rows.slice(0, 100)) {
-      const x = hidden.map(fromF16);
+      const x = hidden.map(fromHalf);
       const gates = contributions.map((_, neuron) => dot(gate!, neuron, x));
       const strength = gates.map((g, neuron) => Math.max(g, 0) * Math.abs(dot(up!, neuron, x)) * norm(neuron));
       const strongest = Math.max(...strength);

@@ -75,7 +75,7 @@ class Conversation {
     try {
       const prompt = await this.#session.chatPrompt(messages);
       const names = { prompt: "conversation (/clear begins anew)", wanted: "--tokens" };
-      const maxTokens = this.#session.maxTokens(prompt.length, undefined, this.#options.tokens, names);
+      const maxTokens = this.#session.maxTokens(prompt, undefined, this.#options.tokens, names);
       this.#answer = this.#session.generate({ ...this.#options.generation, prompt, maxTokens });
       let answer = "";
       for await (const { text } of this.#answer) {

@@ -66,7 +66,7 @@ async function complete(
   const ids = options.chat
     ? await session.chatPrompt([...systemMessage(options.system), { role: "user", content: prompt }])
     : session.model.tokenizer.encode(prompt);
-  const maxTokens = session.maxTokens(ids.length, undefined, options.tokens, { prompt: "PROMPT", wanted: "--tokens" });
+  const maxTokens = session.maxTokens(ids, undefined, options.tokens, { prompt: "PROMPT", wanted: "--tokens" });
   const generation = session.generate({ ...settings, prompt: ids, maxTokens });
   const cancel = () => generation.cancel();
   process.once("SIGINT", cancel);

@@ -1,4 +1,4 @@
-import { check, PiError } from "../formats/errors.ts";
+import { PiError } from "../formats/errors.ts";
 import type { ChatMessage } from "../model/chat-template.ts";
 import type { OpenModel } from "../model/open.ts";
 import type { Tokenizer } from "../model/tokenizer.ts";
@@ -43,16 +43,9 @@ export class Session {
     this.contextTokens = Math.min(config.maxPositions, kvTokens);
   }
 
-  /** Starts a generation. @throws E_CONTEXT when it cannot fit, E_TOKEN for tokens the model does not have */
+  /** Starts a generation. @throws E_CONTEXT when it cannot fit; {@link maxTokens} says so earlier and better */
   generate(options: Omit<GenerateOptions, "stopTokens"> & { ignoreEos?: boolean }): Generation {
     const { ignoreEos = false, ...rest } = options;
-    const { vocabSize } = this.model.open.config;
-    const unknown = options.prompt.find((token) => token >= vocabSize); // would fail the step of everyone in it
-    check(
-      unknown === undefined,
-      "E_TOKEN",
-      () => `prompt: token ${unknown} of the tokenizer is not one of the model's ${vocabSize}`,
-    );
     const stopTokens = ignoreEos ? {} : { stopTokens: this.model.stopTokens };
     return new Generation(this.scheduler, this.model.tokenizer, { ...rest, ...stopTokens });
   }
@@ -74,29 +67,42 @@ export class Session {
   }
 
   /**
-   * Tokens to generate at most after a prompt.
+   * Tokens to generate at most after a prompt, if the model can take it.
    * @param wanted undefined takes `fallback`, or less where the context ends before
    * @param names of the parameters, for messages
-   * @throws ParameterError E_CONTEXT with the sizes
+   * @throws ParameterError: E_CONTEXT with the sizes, E_TOKEN for a token the model does not have
    */
   maxTokens(
-    promptTokens: number,
+    prompt: readonly number[],
     wanted: number | undefined,
     fallback: number,
     names: { prompt: string; wanted: string },
   ): number {
     const context = this.contextTokens;
-    if (promptTokens === 0) throw new ParameterError(names.prompt, "expected at least one token, got none");
-    const room = context - promptTokens;
+    const room = context - prompt.length;
+    if (prompt.length === 0) throw new ParameterError(names.prompt, "expected at least one token, got none");
     if (room < Math.min(wanted ?? 1, 1)) {
-      const numbers = `expected at most ${context - 1} tokens in a context of ${context}, got ${promptTokens}`;
+      const numbers = `expected at most ${context - 1} tokens in a context of ${context}, got ${prompt.length}`;
       throw new ParameterError(names.prompt, numbers, "E_CONTEXT");
     }
     if (wanted !== undefined && wanted > room) {
-      const numbers = `${promptTokens} prompt tokens leave ${room} of a context of ${context}, got ${wanted}`;
+      const numbers = `${prompt.length} prompt tokens leave ${room} of a context of ${context}, got ${wanted}`;
       throw new ParameterError(names.wanted, numbers, "E_CONTEXT");
     }
+    this.#checkTokens(prompt, names.prompt);
     return wanted ?? Math.min(fallback, room);
+  }
+
+  /** A tokenizer may know tokens that the model does not: in a step, one of those would fail everyone's. */
+  #checkTokens(prompt: readonly number[], name: string): void {
+    const { vocabSize } = this.model.open.config;
+    const unknown = prompt.find((token) => token >= vocabSize);
+    if (unknown === undefined) return;
+    throw new ParameterError(
+      name,
+      `expected tokens below ${vocabSize}, the model's vocabulary, got ${unknown}`,
+      "E_TOKEN",
+    );
   }
 
   /** Cancels what runs, waits for the step in flight and closes the model. */

@@ -1,7 +1,7 @@
 import { randomBytes } from "node:crypto";
 import type { FastifyReply } from "fastify";
 import type { Choice } from "./choices.ts";
-import { ApiError, errorReply } from "./errors.ts";
+import { errorReply, shuttingDown } from "./errors.ts";
 import { EventStream } from "./event-stream.ts";
 
 /** What an answer is, around its choices. */
@@ -31,6 +31,7 @@ export async function sendAnswer(
     created: Math.floor(Date.now() / 1000),
   };
   try {
+    if (reply.raw.destroyed) return; // the client left while its request was being read
     await (context.stream ? sendStream : sendWhole)(reply, choices, { ...head, ...context });
   } finally {
     cancelAll(choices);
@@ -81,7 +82,7 @@ async function sendPieces(choice: Choice, send: (element: object) => Promise<voi
 /** Cancelled though the client is there: the server is going down. (When the client is gone, nobody hears this.) */
 function checkFinished(choices: readonly Choice[]): void {
   if (choices.every(({ generation }) => generation.finishReason !== "cancelled")) return;
-  throw new ApiError(503, "shutting_down", "the server stopped before the answer was complete", { "retry-after": "1" });
+  throw shuttingDown();
 }
 
 /** Tokens of the whole answer. A prompt counts once, however many choices continue it. */

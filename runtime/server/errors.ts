@@ -15,6 +15,10 @@ export class ApiError extends Error {
   }
 }
 
+export function shuttingDown(): ApiError {
+  return new ApiError(503, "shutting_down", "the server is shutting down", { "retry-after": "1" });
+}
+
 /** The body of every refusal. */
 export interface ErrorBody {
   error: { message: string; type: string; param: string | null; code: string | null };
@@ -39,6 +43,7 @@ const CLIENT_CODES: Record<string, string> = {
 
 /** What to answer to `error`. What is not the client's doing says nothing of the inside. */
 export function errorReply(error: unknown): ErrorReply {
+  if (error instanceof PiError && error.code === "E_CLOSED") return errorReply(shuttingDown());
   if (error instanceof ApiError) {
     return reply(error.status, error.message, null, error.code, error.headers);
   }

@@ -96,7 +96,7 @@ export async function readChatRequest(body: unknown, session: Session): Promise<
   const names = { prompt: "messages", wanted: name };
   return {
     ...options,
-    prompt: { ids, text: "", maxTokens: session.maxTokens(ids.length, maxTokens, Infinity, names) },
+    prompt: { ids, text: "", maxTokens: session.maxTokens(ids, maxTokens, Infinity, names) },
   };
 }
 
@@ -187,7 +187,7 @@ function readPrompts(value: unknown, session: Session, maxTokens: number | undef
       : readText(checkString("prompt", each), session, "prompt");
     const names = { prompt: "prompt", wanted: "max_tokens" };
     const text = typeof each === "string" ? each : session.model.tokenizer.decode(ids);
-    return { ids, text, maxTokens: session.maxTokens(ids.length, maxTokens, COMPLETION_TOKENS, names) };
+    return { ids, text, maxTokens: session.maxTokens(ids, maxTokens, COMPLETION_TOKENS, names) };
   });
 }
 

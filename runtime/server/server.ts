@@ -4,11 +4,11 @@ import type { Session } from "../session.ts";
 import { accessCheck, checkExposure } from "./access.ts";
 import { type AnswerContext, type AnswerKind, sendAnswer } from "./answer.ts";
 import { ChatChoice, type Choice, CompletionChoice } from "./choices.ts";
-import { ApiError, errorReply } from "./errors.ts";
+import { ApiError, errorReply, shuttingDown } from "./errors.ts";
 import { LogprobWriter } from "./logprobs.ts";
 import { Metrics } from "./metrics.ts";
 import { modelCard } from "./model-card.ts";
-import { Params } from "./params.ts";
+import { checkString, Params } from "./params.ts";
 import {
   type AnswerOptions,
   type Prompt,
@@ -132,12 +132,13 @@ export class Server {
     app.post("/v1/completions", (request, reply) => this.#complete(request, reply));
     app.post("/v1/chat/completions", (request, reply) => this.#chat(request, reply));
     app.post("/tokenize", ({ body }) => {
-      const params = new Params(body);
-      return { tokens: readText(params.string("text") ?? "", this.#ready(), "text") };
+      const text = checkString("text", new Params(body).raw("text"));
+      return { tokens: readText(text, this.#ready(), "text") };
     });
     app.post("/detokenize", ({ body }) => {
-      const ids = readIds(new Params(body).array("tokens", Infinity), this.#ready(), "tokens");
-      return { text: this.#ready().model.tokenizer.decode(ids) };
+      const session = this.#ready();
+      const list = new Params(body).array("tokens", session.contextTokens);
+      return { text: session.model.tokenizer.decode(readIds(list, session, "tokens")) };
     });
   }
 
@@ -151,7 +152,7 @@ export class Server {
         (generation, i) => new CompletionChoice(generation, p * n + i, echo ? prompt : undefined, writer),
       ),
     );
-    return this.#send(reply, choices, request, COMPLETION);
+    return this.#send(reply, choices, COMPLETION, session, request);
   }
 
   async #chat({ body }: FastifyRequest, reply: FastifyReply): Promise<FastifyReply> {
@@ -160,7 +161,7 @@ export class Server {
     const writer = request.logprobs === undefined ? undefined : this.#logprobs;
     const generations = this.#generate(session, request.prompt, request, false);
     const choices = generations.map((generation, i) => new ChatChoice(generation, i, writer));
-    return this.#send(reply, choices, request, CHAT);
+    return this.#send(reply, choices, CHAT, session, request);
   }
 
   /** n generations of one prompt, with a seed each. */
@@ -180,13 +181,19 @@ export class Server {
     );
   }
 
-  async #send(reply: FastifyReply, choices: Choice[], options: AnswerOptions, kind: AnswerKind): Promise<FastifyReply> {
+  async #send(
+    reply: FastifyReply,
+    choices: Choice[],
+    kind: AnswerKind,
+    { model }: Session,
+    { stream, includeUsage }: AnswerOptions,
+  ): Promise<FastifyReply> {
     reply.raw.socket?.setTimeout(0); // a whole answer may be silent for long
     const context: AnswerContext = {
       kind,
-      model: this.#ready().model.name,
-      stream: options.stream,
-      includeUsage: options.includeUsage,
+      model: model.name,
+      stream,
+      includeUsage,
       stallMs: CONNECTION.stallMs,
       onError: (error) => this.#logError(error),
     };
@@ -195,7 +202,7 @@ export class Server {
   }
 
   #ready(): Session {
-    if (this.#closing) throw new ApiError(503, "shutting_down", "the server is shutting down", { "retry-after": "1" });
+    if (this.#closing) throw shuttingDown();
     if (this.#session) return this.#session;
     throw new ApiError(503, "loading", "the model is loading", { "retry-after": "1" });
   }

@@ -25,7 +25,9 @@ async function serve(...args: string[]) {
   });
   let stderr = "";
   child.stderr!.setEncoding("utf8").on("data", (text: string) => (stderr += text));
-  const [url] = (await once(createInterface({ input: child.stdout! }), "line")) as [string];
+  const ended = once(child, "close").then(() => Promise.reject(new Error(`pi serve ended: ${stderr}`)));
+  const [url] = (await Promise.race([once(createInterface({ input: child.stdout! }), "line"), ended])) as [string];
+  ended.catch(() => undefined); // from here on it may
   const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: "key", maxRetries: 0 });
   const name = (await client.models.list()).data[0]!.id;
   const greedy = { model: name, max_tokens: 20, temperature: 0 };

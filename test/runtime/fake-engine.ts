@@ -159,11 +159,19 @@ const TEMPLATE =
   "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}" +
   "{% if add_generation_prompt %}[assistant]{% endif %}";
 
+export interface FakeOptions {
+  script?: Script;
+  kvBlocks?: number;
+  context?: number;
+  delayMs?: number;
+  vocabSize?: number;
+}
+
 /** A model around a fake engine; `context` is in tokens, `kvBlocks` of cache for all sequences. */
-export function fakeModel(options: { script?: Script; kvBlocks?: number; context?: number; delayMs?: number } = {}) {
-  const { script = hashScript, kvBlocks = 64, context = 512, delayMs = 0 } = options;
+export function fakeModel(options: FakeOptions = {}) {
+  const { script = hashScript, kvBlocks = 64, context = 512, delayMs = 0, vocabSize = VOCAB } = options;
   const engine = new FakeEngine(kvBlocks, script, delayMs);
-  const config = { maxPositions: context, vocabSize: VOCAB, eosTokens: [EOS] } as unknown as ModelConfig;
+  const config = { maxPositions: context, vocabSize, eosTokens: [EOS] } as unknown as ModelConfig;
   const open = {
     file: { metadata: {}, dtype: "f16" },
     config,

@@ -1,4 +1,4 @@
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { cp, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -33,9 +33,19 @@ function tinyTokenizer(): object {
 export async function tinyModel(): Promise<{ dir: string; remove: () => Promise<void> }> {
   const dir = await mkdtemp(join(tmpdir(), "pi-tiny-"));
   await convert({ source: CHECKPOINT, output: dir, dtype: "f32" }, silentContext);
+  await writeTokenizer(dir);
+  return { dir, remove: () => rm(dir, { recursive: true }) };
+}
+
+/** The fixture as a checkpoint with a tokenizer and a chat template, in the new folder `dir`. */
+export async function writeTinyCheckpoint(dir: string): Promise<void> {
+  await cp(CHECKPOINT, dir, { recursive: true });
+  await writeTokenizer(dir);
+}
+
+async function writeTokenizer(dir: string): Promise<void> {
   await writeFile(join(dir, "tokenizer.json"), JSON.stringify(tinyTokenizer()));
   const chat_template = "{{ bos_token }}{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}a:";
   const config = { bos_token: "<s>", eos_token: "</s>", chat_template };
   await writeFile(join(dir, "tokenizer_config.json"), JSON.stringify(config));
-  return { dir, remove: () => rm(dir, { recursive: true }) };
 }

@@ -1,6 +1,6 @@
 import { connect } from "node:net";
 import { setTimeout } from "node:timers/promises";
-import { afterEach, expect, test } from "vitest";
+import { afterEach, expect, test, vi } from "vitest";
 import { Server } from "../../../runtime/server/server.ts";
 import { textScript } from "../fake-engine.ts";
 import { type ErrorBody, type Options, post, raw, startServer } from "./start.ts";
@@ -97,6 +97,32 @@ test("a client that hangs up in the middle of its body leaves nothing behind", a
   socket.destroy();
   expect((await post(url, "/v1/completions", BODY)).status).toBe(200);
   expect(session.scheduler.stats()).toMatchObject({ running: 0, kvBlocksUsed: 0 });
+});
+
+test("a client that hangs up while its chat is being written costs no step", async () => {
+  const { url, engine, session, lines } = await start();
+  let write = (_ids: number[]) => {};
+  const prompt = new Promise<number[]>((resolve) => (write = resolve));
+  const writing = vi.spyOn(session, "chatPrompt").mockReturnValue(prompt);
+  const body = JSON.stringify({ messages: [{ role: "user", content: "left" }] });
+  const socket = connect(Number(new URL(url).port), "127.0.0.1");
+  const head = `host: localhost\r\n${JSON_HEADER}content-length: ${body.length}`;
+  socket.write(`POST /v1/chat/completions HTTP/1.1\r\n${head}\r\n\r\n${body}`);
+  while (writing.mock.calls.length === 0) await setTimeout(1);
+  socket.destroy();
+  while (lines.length === 0) await setTimeout(1);
+  expect(lines[0]).toMatch(/^POST \/v1\/chat\/completions 499 /);
+  write([108, 101, 102, 116]);
+  expect((await post(url, "/v1/completions", { prompt: [97], max_tokens: 1 })).status).toBe(200);
+  expect(engine.steps.map(({ tokens }) => Array.from(tokens))).toEqual([[97]]);
+});
+
+test("a tokenizer's token that the model does not have is the request's fault, not everyone's", async () => {
+  const { url } = await start({ vocabSize: 256 });
+  const refused = await post(url, "/v1/completions", BODY);
+  expect(refused.status).toBe(400);
+  expect(await refused.json()).toMatchObject({ error: { param: "prompt", code: "invalid_token" } });
+  expect((await post(url, "/v1/completions", { prompt: [97], max_tokens: 1 })).status).toBe(200);
 });
 
 test("other names than this machine's are refused on a loopback address", async () => {

@@ -240,6 +240,35 @@ test("aborting a request that does not stream cancels it, queued or running", as
   expect(metrics).toContain('pi_generations_total{reason="cancelled"} 2');
 });
 
+test("a storm of requests, a third of them abandoned, in too small a cache: right answers, nothing left", async () => {
+  // Every request repeats its own letter: a foreign one would show.
+  const { client, session } = await start({ script: (history) => history.at(-1)! >> 2, kvBlocks: 12, context: 200 });
+  const ask = async (i: number) => {
+    const letter = String.fromCharCode(97 + (i % 26));
+    const length = 20 + ((i * 37) % 150);
+    const abort = new AbortController();
+    if (i % 3 === 0) void setTimeout(i % 40).then(() => abort.abort());
+    const request = { model: "fake", prompt: letter.repeat(1 + (i % 20)), max_tokens: length };
+    let text = "";
+    try {
+      if (i % 2 === 0) text = (await client.completions.create(request, abort)).choices[0]!.text;
+      else {
+        const stream = await client.completions.create({ ...request, stream: true }, abort);
+        for await (const { choices } of stream) text += choices[0]!.text;
+      }
+    } catch {
+      expect(abort.signal.aborted).toBe(true);
+    }
+    if (!abort.signal.aborted) expect(text).toBe(letter.repeat(length));
+    expect(text.replaceAll(letter, "")).toBe("");
+  };
+  await Promise.all(Array.from({ length: 150 }, (_, i) => ask(i)));
+  await idle(session);
+  const { preemptions, kvBlocksUsed } = session.scheduler.stats();
+  expect(kvBlocksUsed).toBe(0);
+  expect(preemptions).toBeGreaterThan(0);
+});
+
 async function idle(session: { scheduler: { stats(): { running: number; waiting: number } } }): Promise<void> {
   while (session.scheduler.stats().running + session.scheduler.stats().waiting > 0) await setTimeout(1);
 }

@@ -2,9 +2,9 @@ import { connect } from "node:net";
 import OpenAI from "openai";
 import { Server, type ServerOptions } from "../../../runtime/server/server.ts";
 import { Session } from "../../../runtime/session.ts";
-import { fakeModel } from "../fake-engine.ts";
+import { fakeModel, type FakeOptions } from "../fake-engine.ts";
 
-export type Options = Parameters<typeof fakeModel>[0] & ServerOptions & { maxSequences?: number };
+export type Options = FakeOptions & ServerOptions & { maxSequences?: number };
 
 /** A server on a free port of loopback around a fake model. Dispose of it with `stop`. */
 export async function startServer(options: Options = {}) {

@@ -28,7 +28,7 @@ export async function main(argv: readonly string[]): Promise<number> {
     .description("Run a big sparse language model fast on a small GPU, or none.")
     .version(TOOL_VERSION)
     .exitOverride()
-    .showHelpAfterError("(--help shows what is accepted)");
+    .configureOutput({ outputError: (text, write) => write(usageError(text)) });
   for (const [name, { summary, load }] of Object.entries(COMMANDS)) {
     const command = program.command(name).description(summary).exitOverride();
     if (argv.includes(name)) (await load()).define(command);
@@ -39,6 +39,15 @@ export async function main(argv: readonly string[]): Promise<number> {
   } catch (error) {
     return exitCode(error);
   }
+}
+
+/** Commander's "error: what is wrong\n(Did you mean it?)" in the form of all other errors: one line with a code. */
+function usageError(text: string): string {
+  const [first, ...more] = text
+    .trim()
+    .replace(/^error: /, "")
+    .split("\n");
+  return `pi: ${[first, ...more, "(--help shows what is accepted)"].join(" ")} [E_USAGE]\n`;
 }
 
 /** Prints what the user needs to know of `error` on stderr and chooses the exit code. */

@@ -1,6 +1,7 @@
+import { PiError } from "../formats/errors.ts";
+import { readArtifact } from "../model/artifact.ts";
 import type { ModelConfig } from "../model/config.ts";
 import { readModelFile } from "../model/model-file.ts";
-import { PiError } from "../formats/errors.ts";
 import { checkMode } from "../model/modes.ts";
 import { type OpenModel, openModel, type OpenModelOptions } from "../model/open.ts";
 import { loadTokenizer } from "../model/tokenizer.ts";
@@ -34,6 +35,7 @@ export async function loadSession(path: string, options: LoadOptions = {}): Prom
     return new Session(
       {
         open,
+        artifact: open.file.format === "artifact" ? readArtifact(open.file) : undefined,
         name: options.name ?? open.name,
         mode,
         tokenizer,

@@ -1,4 +1,5 @@
 import { PiError } from "../formats/errors.ts";
+import type { Artifact } from "../model/artifact.ts";
 import type { ChatMessage } from "../model/chat-template.ts";
 import type { OpenModel } from "../model/open.ts";
 import type { Tokenizer } from "../model/tokenizer.ts";
@@ -12,6 +13,8 @@ import { Scheduler } from "./scheduler.ts";
 /** Everything that serving needs of a model: the engine, and how text gets in and out. */
 export interface RuntimeModel {
   open: OpenModel;
+  /** Quality and placement; a converted directory has none. */
+  artifact: Artifact | undefined;
   /** What clients call it. */
   name: string;
   mode: FfnMode;

@@ -185,6 +185,7 @@ export function fakeModel(options: FakeOptions = {}) {
   } as unknown as OpenModel;
   const model: RuntimeModel = {
     open,
+    artifact: undefined,
     name: "fake",
     mode: "exact",
     tokenizer: fakeTokenizer,

@@ -103,7 +103,8 @@ async function cheapest(samples: LayerSamples, trainer: PredictorTrainer, sizing
 /** Rows scored at a time. */
 const SCORE_ROWS = 1024;
 
-async function measureCurve(samples: LayerSamples, trainer: PredictorTrainer): Promise<RecallCurve> {
+/** The recall curve on the held-out rows. */
+export async function measureCurve(samples: LayerSamples, trainer: PredictorTrainer): Promise<RecallCurve> {
   const curve = new RecallCurve(samples.nNeurons);
   for (let at = 0; at < samples.heldout.length; at += SCORE_ROWS) {
     const rows = samples.heldout.subarray(at, at + SCORE_ROWS);

@@ -2,14 +2,25 @@ import type { StageContext } from "../io/progress.ts";
 import { native, type PredictorTrainer, type PredictorWeights } from "../native/index.ts";
 import type { LayerSamples } from "./samples.ts";
 
-/**
- * Hyperparameters that were measured (docs/log.md, 2026-11-21): a learning rate ten times Deja Vu's, decayed to nothing
- * along a cosine, and half of an active neuron's weight in the loss by its contribution.
- */
-const LEARNING_RATE = 0.01;
-const WEIGHT_DECAY = 0.01;
-const CONTRIBUTION_WEIGHT = 0.5;
-const BATCH = 256;
+/** What shapes the training of one predictor. */
+export interface Hyperparameters {
+  /** Highest; decays to nothing along a cosine. */
+  learningRate: number;
+  weightDecay: number;
+  /** Share of an active neuron's weight in the loss that follows its contribution. */
+  contributionWeight: number;
+  /** Rows an update. */
+  batch: number;
+}
+
+/** Measured: docs/log.md, 2026-11-21. */
+export const HYPERPARAMETERS: Hyperparameters = {
+  learningRate: 0.01,
+  weightDecay: 0.01,
+  contributionWeight: 0.5,
+  batch: 256,
+};
+
 /** Share of the updates over which the learning rate rises. */
 const WARMUP = 0.05;
 /** Rows between two looks at the clock, the learning rate and the wish to stop. */
@@ -23,6 +34,7 @@ export interface Training {
   threads: number;
   /** Weights to start from: those of a smaller rank are grown, without changing what they compute. */
   start?: PredictorWeights | undefined;
+  hyperparameters?: Hyperparameters;
 }
 
 /** Trains one predictor and returns its trainer. Throws the signal's reason when aborted. */
@@ -33,13 +45,8 @@ export async function train(
   context: StageContext,
 ): Promise<PredictorTrainer> {
   const { dim, nNeurons } = samples;
-  const { rank, seed, threads, epochs } = training;
-  const options = { dim, nNeurons, rank, seed, threads };
-  const trainer = native().createTrainer({
-    ...options,
-    weightDecay: WEIGHT_DECAY,
-    contributionWeight: CONTRIBUTION_WEIGHT,
-  });
+  const { rank, seed, threads, epochs, hyperparameters = HYPERPARAMETERS } = training;
+  const trainer = native().createTrainer({ dim, nNeurons, rank, seed, threads, ...hyperparameters });
   if (training.start) trainer.setWeights(grow(training.start, trainer.weights()));
   const random = randomIndices(seed);
   const total = epochs * samples.train.length;
@@ -49,17 +56,17 @@ export async function train(
       context.signal.throwIfAborted();
       const rows = order.subarray(at, at + CHUNK);
       const done = epoch * order.length + at;
-      const rate = learningRate((done + rows.length / 2) / total);
-      const loss = await trainer.epoch(samples.hidden, samples.contributions, rows, BATCH, rate);
+      const rate = hyperparameters.learningRate * schedule((done + rows.length / 2) / total);
+      const loss = await trainer.epoch(samples.hidden, samples.contributions, rows, hyperparameters.batch, rate);
       context.progress({ label, done: done + rows.length, total, unit: "steps", note: `loss ${loss.toFixed(4)}` });
     }
   }
   return trainer;
 }
 
-/** Linear warm-up, then half a cosine to zero; `progress` in [0, 1]. */
-function learningRate(progress: number): number {
-  return LEARNING_RATE * Math.min(1, progress / WARMUP) * 0.5 * (1 + Math.cos(Math.PI * progress));
+/** Share of the highest learning rate: linear warm-up, then half a cosine to zero; `progress` in [0, 1]. */
+function schedule(progress: number): number {
+  return Math.min(1, progress / WARMUP) * 0.5 * (1 + Math.cos(Math.PI * progress));
 }
 
 /**

@@ -1,7 +1,7 @@
 /**
- * How fast and how well placement is solved, on the shapes of Llama-2 7B and 70B with synthetic frequencies, beside HiGHS.
- * Usage: tsx bench/placement.ts [SECONDS]; SECONDS (default 60) is what HiGHS gets for each problem.
- * Prints a table, and one line of JSON at the end.
+ * How fast and how well placement is solved, on the shapes of Llama-2 7B and 70B with synthetic frequencies, beside
+ * HiGHS. Usage: tsx bench/placement.ts [SECONDS]; SECONDS (default 60) is what HiGHS gets for each problem. Prints a
+ * table, and one line of JSON at the end.
  */
 import type { LayerCosts, ModelCosts } from "../place/costs.ts";
 import { solveGreedy } from "../place/greedy.ts";

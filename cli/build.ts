@@ -58,7 +58,10 @@ export function define(command: Command): void {
     });
 }
 
-/** Everything before placement; a stage whose output is up to date returns at once, so an interrupted build goes on where it stopped. */
+/**
+ * Everything before placement; a stage whose output is up to date returns at once, so an interrupted build goes on
+ * where it stopped.
+ */
 async function runStages(source: string, dir: string, options: Options, timer: StageTimer, context: StageContext) {
   const { corpus, field, dtype, tokens, threads, force = false } = options;
   const shared = { force, ...(threads !== undefined && { threads }) };

@@ -6,7 +6,10 @@ export interface Hardware {
   /** Read bandwidth of main memory over all threads. */
   cpu: { bandwidth: number };
   gpu: Gpu | null;
-  /** CPU to GPU: bandwidth of a copy, and T_sync, the fixed cost of handing one layer's work over and merging its result. */
+  /**
+   * CPU to GPU: bandwidth of a copy, and T_sync, the fixed cost of handing one layer's work over and merging its
+   * result.
+   */
   link: { bandwidth: number; syncSeconds: number };
   /** Where the numbers come from. */
   source: string;

@@ -13,7 +13,9 @@ export interface Placement {
   /** The output head is on the GPU. */
   head: boolean;
   memory: PlacementMemory;
-  /** Seconds a token saves against everything on the CPU, as the solver counts them, and a proven upper bound of that. */
+  /**
+   * Seconds a token saves against everything on the CPU, as the solver counts them, and a proven upper bound of that.
+   */
   objective: number;
   bound: number;
   /** (bound - objective) / bound, 0 when nothing can be saved. */
@@ -49,7 +51,10 @@ export interface PlacementMemory {
   total: number;
 }
 
-/** Parses `pi.placement` of a model of `nLayers` layers of `nNeurons`; throws `E_PLACEMENT` naming member, expected and actual. */
+/**
+ * Parses `pi.placement` of a model of `nLayers` layers of `nNeurons`; throws `E_PLACEMENT` naming member, expected and
+ * actual.
+ */
 export function parsePlacement(text: string, file: string, shape: { nLayers: number; nNeurons: number }): Placement {
   const fields = Fields.parse(text, `${file}: pi.placement`, "E_PLACEMENT");
   const predicted = fields.object("predicted");

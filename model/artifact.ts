@@ -21,7 +21,10 @@ export interface Artifact {
   files: Record<string, string>;
 }
 
-/** Parses the artifact's own metadata. Throws `E_FORMAT` for a file that is no artifact, `E_PLACEMENT` for a damaged placement. */
+/**
+ * Parses the artifact's own metadata. Throws `E_FORMAT` for a file that is no artifact, `E_PLACEMENT` for a damaged
+ * placement.
+ */
 export function readArtifact({ format, path, metadata, config }: ModelFile): Artifact {
   check(
     format === "artifact",

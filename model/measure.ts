@@ -41,8 +41,8 @@ const MEMORY_BYTES = 256 << 20;
 const PROBE_SECONDS = 0.2;
 
 /**
- * Measures prefill and decoding of one sequence: a text sampled from the model itself, the same in every mode, because how many neurons
- * fire depends on the text. Prompts run dense, as they do when serving.
+ * Measures prefill and decoding of one sequence: a text sampled from the model itself, the same in every mode, because
+ * how many neurons fire depends on the text. Prompts run dense, as they do when serving.
  */
 export async function measureSpeed(
   model: OpenModel,

@@ -111,7 +111,10 @@ function layerBytes({ tensors }: ModelFile, layer: number): number {
   return sum;
 }
 
-/** f32 buffers of one forward pass: residual, normed input and output, q, k, v, attention output, gate and up, logits of one row. */
+/**
+ * f32 buffers of one forward pass: residual, normed input and output, q, k, v, attention output, gate and up, logits of
+ * one row.
+ */
 function scratchBytes({ dim, nHeads, nKvHeads, headDim, nNeurons, vocabSize }: ModelConfig): number {
   return 4 * (SCRATCH_ROWS * (3 * dim + 2 * (nHeads + nKvHeads) * headDim + 2 * nNeurons) + vocabSize);
 }

@@ -7,9 +7,9 @@ import { native } from "../native/index.ts";
 import type { GpuHardware } from "./plan.ts";
 
 /**
- * The GPU that splits are made for where the machine has none and no file describes one: as fast as the card of the paper's
- * larger machine (examples/hardware/rtx-4090-ddr5.json; a test compares), with as much memory as the budget says and
- * no runtime context, as there is no runtime to hold one.
+ * The GPU that splits are made for where the machine has none and no file describes one: as fast as the card of the
+ * paper's larger machine (examples/hardware/rtx-4090-ddr5.json; a test compares), with as much memory as the budget
+ * says and no runtime context, as there is no runtime to hold one.
  */
 export const REFERENCE = { name: "reference GPU (as fast as an RTX 4090)", bandwidth: 1008e9 };
 export const REFERENCE_LINK = { bandwidth: 25e9, syncSeconds: 20e-6 };

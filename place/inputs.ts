@@ -24,8 +24,9 @@ export interface Inputs {
 }
 
 /**
- * Reads everything that goes into an artifact but the tensors themselves. Without predictors it goes on with a warning: the
- * artifact then has no predictor mode. Throws `E_FILE`, `E_FORMAT`, and `E_MISMATCH` for files made for other weights.
+ * Reads everything that goes into an artifact but the tensors themselves. Without predictors it goes on with a warning:
+ * the artifact then has no predictor mode. Throws `E_FILE`, `E_FORMAT`, and `E_MISMATCH` for files made for other
+ * weights.
  */
 export async function readInputs(dir: string, context: StageContext): Promise<Inputs> {
   const model = await readModelFile(dir);

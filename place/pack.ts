@@ -28,8 +28,8 @@ const CHUNK = 16 << 20;
 type Origin = { path: string; tensor: StoredTensor; order: Int32Array | undefined } | { bytes: Uint8Array };
 
 /**
- * Writes the artifact, all or nothing, holding at most one tensor in memory. Every byte read is checked against the hash
- * its file records: throws `E_CHECKSUM` naming the tensor that differs.
+ * Writes the artifact, all or nothing, holding at most one tensor in memory. Every byte read is checked against the
+ * hash its file records: throws `E_CHECKSUM` naming the tensor that differs.
  * @param orders per layer, the checkpoint's index of each row
  */
 export async function pack(
@@ -55,7 +55,10 @@ export async function pack(
   });
 }
 
-/** Tensors by layer, so that what one layer needs lies together: what comes before the layers, each layer with its neurons, the rest. */
+/**
+ * Tensors by layer, so that what one layer needs lies together: what comes before the layers, each layer with its
+ * neurons, the rest.
+ */
 function collectOrigins(sources: readonly PackSource[], orders: readonly Int32Array[]): [string, Origin][] {
   const before: [string, Origin][] = [];
   const layers = orders.map((): [string, Origin][] => []);

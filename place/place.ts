@@ -16,7 +16,9 @@ export interface PlaceOptions {
   out: string;
   /** Bytes of GPU memory that everything together may take; 0 for CPU only. */
   vram: number;
-  /** Tokens of KV cache to make room for, all sequences together; default: the model's longest context, at most 4096. */
+  /**
+   * Tokens of KV cache to make room for, all sequences together; default: the model's longest context, at most 4096.
+   */
   contextTokens?: number | undefined;
   /** A hardware file; default: this machine, measured. */
   hardware?: string | undefined;
@@ -39,7 +41,8 @@ const DEFAULT_CONTEXT = 4096;
 
 /**
  * Decides which neurons, attention layers, predictors and head live on the GPU, orders every layer's neurons hot first
- * and packs everything into one artifact. Throws `E_BUDGET`, `E_MISMATCH`, `E_CHECKSUM`, `E_HARDWARE` and what reading the inputs throws.
+ * and packs everything into one artifact. Throws `E_BUDGET`, `E_MISMATCH`, `E_CHECKSUM`, `E_HARDWARE` and what reading
+ * the inputs throws.
  */
 export async function place(dir: string, options: PlaceOptions, context: StageContext): Promise<PlaceResult> {
   const inputs = await readInputs(dir, context);

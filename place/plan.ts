@@ -40,8 +40,8 @@ type Item =
 
 /**
  * Everything that may go to the GPU, by time saved per token. Neurons go in batches of 64, hottest first, none or at
- * least C_l of a layer. Attention (with the layer's KV cache), a predictor and the head are read whole for every token, but each must save
- * more than one synchronisation costs.
+ * least C_l of a layer. Attention (with the layer's KV cache), a predictor and the head are read whole for every token,
+ * but each must save more than one synchronisation costs.
  */
 export function placementProblem(costs: ModelCosts, hardware: GpuHardware, capacity: number): PlacementProblem {
   const saving = secondsPerByte(hardware);
@@ -138,8 +138,8 @@ export function memoryOf(split: Split, costs: ModelCosts, gpu: Gpu): PlacementMe
 }
 
 /**
- * Throws `E_BUDGET` with the numbers when the card has less than the budget, or when a budget above 0 holds not even the
- * smallest worthwhile part. Returns false when no part is worthwhile at any budget.
+ * Throws `E_BUDGET` with the numbers when the card has less than the budget, or when a budget above 0 holds not even
+ * the smallest worthwhile part. Returns false when no part is worthwhile at any budget.
  */
 export function checkBudget({ groups, items }: PlacementProblem, budget: number, costs: ModelCosts, gpu: Gpu): boolean {
   check(

@@ -10,8 +10,9 @@ export interface Prediction {
 }
 
 /**
- * Decoding speed of a split when memory is the limit: each part takes its bytes over the bandwidth of its memory; the two
- * halves of an FFN run side by side, everything else in turn; every part on the GPU that a part on the CPU waits for costs a synchronisation.
+ * Decoding speed of a split when memory is the limit: each part takes its bytes over the bandwidth of its memory; the
+ * two halves of an FFN run side by side, everything else in turn; every part on the GPU that a part on the CPU waits
+ * for costs a synchronisation.
  */
 export function predict(split: Split, costs: ModelCosts, { cpu, gpu, link }: GpuHardware): Prediction {
   const alone = isEverything(split, costs);

@@ -1,7 +1,8 @@
 /**
  * The placement problem as the solvers see it: from each group choose one option, so that the options fit the capacity
- * and their values add up to the most. Option 0 of a group is "nothing". A group of neurons offers prefixes of its batches,
- * hottest first, from the shortest worthwhile one (C_l neurons) on; any other part of the model offers itself or nothing.
+ * and their values add up to the most. Option 0 of a group is "nothing". A group of neurons offers prefixes of its
+ * batches, hottest first, from the shortest worthwhile one (C_l neurons) on; any other part of the model offers itself
+ * or nothing.
  */
 export interface Problem {
   /** Bytes. Sizes are whole numbers that doubles hold exactly, so sums stay exact past 4 GiB. */

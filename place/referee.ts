@@ -72,8 +72,8 @@ export async function referee(problem: Problem, options: RefereeOptions): Promis
 }
 
 /**
- * One column per step. Sizes count units of their common divisor, so they are whole numbers that HiGHS's tolerances cannot
- * blur; values are divided by the largest (`scale`), as seconds are too small for its tolerances.
+ * One column per step. Sizes count units of their common divisor, so they are whole numbers that HiGHS's tolerances
+ * cannot blur; values are divided by the largest (`scale`), as seconds are too small for its tolerances.
  */
 function integerProgram({ groups, capacity }: Problem, options: readonly number[]) {
   const unit = commonDivisor(groups) || 1;

@@ -42,8 +42,9 @@ export function search(
   let leastDropped = Infinity;
   const drop = (loss: number): void => void (leastDropped = Math.min(leastDropped, loss));
 
-  // Worth, at the price, of the relaxed options of the groups done (no state surpasses it); what those to come take and are worth.
+  // Worth, at the price, of the relaxed options of the groups done: no state surpasses it.
   let reference = 0;
+  // What the relaxed options of the groups to come take and are worth.
   const rest = total(problem, relaxed);
   const loss = (size: number, value: number): number => reference - (value - price * size);
 

@@ -1,11 +1,9 @@
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { silentContext } from "../../io/progress.ts";
 import type { ModeSpeed } from "../../model/measure.ts";
-import { place } from "../../place/place.ts";
-import { CONFIG, FAST_GPU, writeWorkingDir } from "../place/working-dir.ts";
+import { CONFIG, FAST_GPU, writePlaced } from "../place/working-dir.ts";
 import { inProcess } from "./in-process.ts";
 import { pi, piJson } from "./pi.ts";
 
@@ -14,13 +12,7 @@ const at = (name: string): string => join(dir, name);
 
 beforeAll(async () => {
   dir = await mkdtemp(join(tmpdir(), "pi-cli-bench-"));
-  await writeWorkingDir(at("model"));
-  await writeFile(at("hardware.json"), JSON.stringify(FAST_GPU));
-  await place(
-    at("model"),
-    { out: at("x.pi"), vram: 450_000, hardware: at("hardware.json"), solver: "greedy" },
-    silentContext,
-  );
+  await writePlaced(dir);
 });
 afterAll(() => rm(dir, { recursive: true }));
 

@@ -1,11 +1,9 @@
-import { mkdtemp, rm, truncate, writeFile } from "node:fs/promises";
+import { mkdtemp, rm, truncate } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { silentContext } from "../../io/progress.ts";
 import { writeSafetensors } from "../../io/safetensors-file.ts";
-import { place } from "../../place/place.ts";
-import { CONFIG, FAST_GPU, TOKENS, writeWorkingDir } from "../place/working-dir.ts";
+import { CONFIG, HALF, TOKENS, writePlaced } from "../place/working-dir.ts";
 import { inProcess } from "./in-process.ts";
 import { pi, piJson } from "./pi.ts";
 
@@ -14,13 +12,7 @@ const at = (name: string): string => join(dir, name);
 
 beforeAll(async () => {
   dir = await mkdtemp(join(tmpdir(), "pi-cli-inspect-"));
-  await writeWorkingDir(at("model"));
-  await writeFile(at("hardware.json"), JSON.stringify(FAST_GPU));
-  await place(
-    at("model"),
-    { out: at("x.pi"), vram: 450_000, hardware: at("hardware.json"), solver: "greedy" },
-    silentContext,
-  );
+  await writePlaced(dir);
 });
 afterAll(() => rm(dir, { recursive: true }));
 
@@ -35,7 +27,7 @@ describe("pi inspect", () => {
   test("shows an artifact: config, parts, placement, predictors, quality, provenance", async () => {
     const report = await piJson<Record<string, unknown>>(["inspect", at("x.pi")]);
     expect(report).toMatchObject({ format: "artifact", config: CONFIG, parameters: parameters(), name: "x" });
-    expect(report["placement"]).toMatchObject({ vramBudget: 450_000 });
+    expect(report["placement"]).toMatchObject({ vramBudget: HALF });
     expect(report["predictors"]).toHaveLength(CONFIG.nLayers);
     expect(report["quality"]).toMatchObject({ perplexityRatio: 1.001 });
     expect(report["provenance"]).toMatchObject({ model: { stage: "place" } });

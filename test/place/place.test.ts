@@ -9,7 +9,7 @@ import { readModelFile, verifyTensors } from "../../model/model-file.ts";
 import { openModel } from "../../model/open.ts";
 import { FFN_MODE, KV_BLOCK, type FfnMode } from "../../native/index.ts";
 import { place, type PlaceOptions } from "../../place/place.ts";
-import { CONFIG, countOf, FAST_GPU, writeWorkingDir } from "./working-dir.ts";
+import { CONFIG, countOf, FAST_GPU, HALF, writeWorkingDir } from "./working-dir.ts";
 
 let dir: string;
 let hardware: string;
@@ -94,7 +94,7 @@ describe("the artifact", () => {
 
   it("gives the same logits bit for bit whatever the budget, and dense those of the model it was made from", async () => {
     const names = ["none", "half", "all"];
-    const budgets = [0, 450_000, 1 << 30];
+    const budgets = [0, HALF, 1 << 30];
     for (const [i, name] of names.entries()) await run({ vram: budgets[i]!, out: at(`${name}.pi`) });
     const splits = await Promise.all(
       names.map(async (name) => readArtifact(await readModelFile(at(`${name}.pi`))).placement),

@@ -6,11 +6,13 @@ import type { Hardware } from "../../formats/hardware.ts";
 import { predictorsMetadata, type PredictorMetrics } from "../../formats/predictors.ts";
 import { provenance } from "../../formats/provenance.ts";
 import { sha256 } from "../../io/hash.ts";
+import { silentContext } from "../../io/progress.ts";
 import { activationsPath } from "../../io/profile-files.ts";
 import { writeSafetensors } from "../../io/safetensors-file.ts";
 import type { ModelConfig } from "../../model/config.ts";
 import { readModelFile } from "../../model/model-file.ts";
 import { predictorSpecs } from "../../model/tensors.ts";
+import { place } from "../../place/place.ts";
 import { normals } from "../native/planted.ts";
 import { TINY, writeTinyModel } from "../profile/tiny-model.ts";
 
@@ -32,6 +34,9 @@ export const FAST_GPU: Hardware & { gpu: NonNullable<Hardware["gpu"]> } = {
 /** How often neuron `i` of layer `l` fired: hot neurons scattered, some never, many equally often. */
 export const countOf = (l: number, i: number): number =>
   Math.floor(TOKENS * ((i * 37 + l * 11) % 50 === 0 ? 0.9 : 1 / (1 + ((i * 7 + l) % 40))));
+
+/** A budget that about half of the model fits. */
+export const HALF = 450_000;
 
 export interface WorkingDirOptions {
   seed?: number;
@@ -93,4 +98,13 @@ async function writePredictors(dir: string, config: ModelConfig, weights: string
       return Promise.resolve(new Uint8Array(values.buffer));
     },
   });
+}
+
+/** {@link writeWorkingDir} into `dir/model`, placed as `dir/x.pi` for `dir/hardware.json` ({@link FAST_GPU}) with about half on the GPU. */
+export async function writePlaced(dir: string): Promise<void> {
+  await writeWorkingDir(join(dir, "model"));
+  const hardware = join(dir, "hardware.json");
+  await writeFile(hardware, JSON.stringify(FAST_GPU));
+  const options = { out: join(dir, "x.pi"), vram: HALF, hardware, solver: "greedy" as const };
+  await place(join(dir, "model"), options, silentContext);
 }

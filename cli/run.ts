@@ -6,7 +6,7 @@ import { loadSession } from "../runtime/load.ts";
 import type { SamplingOptions } from "../runtime/sampling.ts";
 import type { Session } from "../runtime/session.ts";
 import { chat, type ChatOptions, systemMessage } from "./chat.ts";
-import { formatNumber, formatSeconds, printJson } from "./output.ts";
+import { formatNumber, printJson } from "./output.ts";
 import {
   addSamplingOptions,
   addSessionOptions,
@@ -103,6 +103,6 @@ function summary(generation: Generation) {
 function statistics(generation: Generation, seed: number): string {
   const { promptTokens, completionTokens, secondsToFirstToken, tokensPerSecond } = summary(generation);
   const speed = tokensPerSecond === null ? "" : `, ${formatNumber(tokensPerSecond)} tokens/s`;
-  const first = `first token after ${formatSeconds(secondsToFirstToken)}`;
+  const first = `first token after ${formatNumber(1000 * secondsToFirstToken)} ms`;
   return `pi: ${promptTokens} prompt tokens, ${first}; ${completionTokens} tokens${speed}; seed ${seed}`;
 }

@@ -39,6 +39,23 @@ test("lists its model and finds it by name", async () => {
   await expect(client.models.retrieve("other")).rejects.toMatchObject({ status: 404, code: "model_not_found" });
 });
 
+test("shows what the artifact says of its quality and placement, without its tables", async () => {
+  const { client, session } = await start();
+  const layers = [{ gpuNeurons: 64 }, { gpuNeurons: 128 }];
+  const placement = {
+    vramBudget: 1e9,
+    gpuShare: 0.4,
+    memory: { total: 9e8 },
+    gap: 0,
+    predicted: { tokensPerSecond: 7 },
+  };
+  const quality = { perplexityRatio: 1.001 };
+  Object.assign(session.model, { artifact: { quality, placement: { ...placement, layers, hardware: {} } } });
+  const { data } = await client.models.list();
+  expect(data[0]).toMatchObject({ pi: { quality } });
+  expect((data[0] as unknown as { pi: { placement: object } }).pi.placement).toEqual({ ...placement, gpuNeurons: 192 });
+});
+
 test("completes a prompt", async () => {
   const { client } = await start();
   const answer = await client.completions.create({ model: "fake", prompt: "Tell", max_tokens: 100 });

@@ -1,80 +1,79 @@
 import { PiError } from "../formats/errors.ts";
+import { Fields } from "../formats/fields.ts";
 import type { Activation, ModelConfig, RopeScaling } from "./config.ts";
 
 /** Sizes above these belong to no model; they come from a corrupt or hostile file and would exhaust memory. */
 const MAX_SIZE = 2 ** 31 - 1;
 const MAX_LAYERS = 10_000;
+/** What counts as a positive real number. */
+const [SMALLEST, LARGEST] = [1e-30, 1e30];
 
+const CODE = "E_CONFIG";
 const ACTIVATIONS: readonly Activation["kind"][] = ["relu", "relu2", "fatrelu", "drelu", "silu", "gelu", "gelu_tanh"];
-const SCALINGS: readonly RopeScaling["type"][] = ["linear", "llama3"];
+
+/** Parameters of each scaling, all positive numbers. */
+const SCALINGS: Record<RopeScaling["type"], readonly string[]> = {
+  linear: ["factor"],
+  llama3: ["factor", "lowFreqFactor", "highFreqFactor", "originalMaxPositions"],
+};
 
 /**
- * Checks that `config` describes a decoder the engine can run: sizes in range and fitting each other, known kinds.
- * Throws `E_CONFIG` naming the field, what was expected and what was found; `where` begins the message.
+ * Checks that `config`, which may come from a stranger's file, describes a decoder that the engine can run: sizes in
+ * range and fitting each other, known kinds. Throws `E_CONFIG` naming the field, what was expected and what was found;
+ * `where` begins the message.
  */
 export function checkConfig(config: ModelConfig, where: string): void {
-  const fail = (field: string, expected: string, actual: unknown): never => {
-    throw new PiError("E_CONFIG", `${where}: ${field}: expected ${expected}, found ${JSON.stringify(actual)}`);
-  };
-  const integer = (field: keyof ModelConfig, max = MAX_SIZE): number => {
-    const value = config[field] as number;
-    return Number.isInteger(value) && value >= 1 && value <= max
-      ? value
-      : fail(field, `a whole number from 1 to ${max}`, value);
-  };
-  const oneOf = <T>(field: string, value: T, known: readonly T[]): void => {
-    if (!known.includes(value)) fail(field, known.join(", "), value);
-  };
-  const positive = (field: string, value: number): void => {
-    if (!(Number.isFinite(value) && value > 0)) fail(field, "a positive number", value);
-  };
-
-  for (const field of ["dim", "nNeurons", "vocabSize", "maxPositions", "headDim"] as const) integer(field);
-  integer("nLayers", MAX_LAYERS);
-  if (integer("nHeads") % integer("nKvHeads") !== 0)
-    fail("nKvHeads", `a divisor of nHeads ${config.nHeads}`, config.nKvHeads);
-
-  oneOf("norm", config.norm, ["rms", "layer"]);
-  positive("normEps", config.normEps);
-  oneOf("position", config.position, ["rope", "learned"]);
-  if (config.position === "rope") {
-    positive("ropeTheta", config.ropeTheta);
-    if (config.headDim % 2 !== 0) fail("headDim", "an even number", config.headDim);
+  const fields = new Fields(config, where, CODE);
+  checkSizes(fields, config, where);
+  oneOf(fields, "norm", ["rms", "layer"], where);
+  fields.number("normEps", SMALLEST, LARGEST);
+  checkPosition(fields, config, where);
+  checkFfn(fields, config, where);
+  const bias = fields.object("bias");
+  for (const key of ["qkv", "attnOut", "ffn", "head"]) bias.boolean(key);
+  for (const key of ["parallelResidual", "sharedNorm", "tiedHead"]) fields.boolean(key);
+  if (config.sharedNorm && !config.parallelResidual) refuse(where, "sharedNorm", "parallelResidual with it", false);
+  fields.integerOrNull("bosToken", 0, config.vocabSize - 1);
+  const { eosTokens, vocabSize } = config;
+  const known = (id: unknown) => Number.isInteger(id) && (id as number) >= 0 && (id as number) < vocabSize;
+  if (!Array.isArray(eosTokens) || !eosTokens.every(known)) {
+    refuse(where, "eosTokens", `a list of tokens below ${vocabSize}`, eosTokens);
   }
-  const scaling = config.ropeScaling;
-  if (scaling !== null) {
-    oneOf("ropeScaling.type", scaling?.type, SCALINGS);
-    for (const [key, value] of Object.entries(scaling))
-      if (key !== "type") positive(`ropeScaling.${key}`, value as number);
-  }
+}
 
-  const activation = config.activation;
-  oneOf("activation.kind", activation?.kind, ACTIVATIONS);
-  if (activation.kind === "drelu" && !config.gated) fail("activation.kind", "a gated FFN with drelu", "gated false");
-  if (activation.kind === "fatrelu" && !(Number.isFinite(activation.threshold) && activation.threshold >= 0)) {
-    fail("activation.threshold", "a number of at least 0", activation.threshold);
+function checkSizes(fields: Fields, { nHeads, nKvHeads }: ModelConfig, where: string): void {
+  for (const key of ["dim", "nHeads", "nKvHeads", "headDim", "nNeurons", "vocabSize", "maxPositions"]) {
+    fields.integer(key, 1, MAX_SIZE);
   }
-  const { bias, gated, parallelResidual, sharedNorm, tiedHead } = config;
-  const { qkv, attnOut, ffn, head } = bias ?? {};
-  const flags = {
-    "bias.qkv": qkv,
-    "bias.attnOut": attnOut,
-    "bias.ffn": ffn,
-    "bias.head": head,
-    gated,
-    parallelResidual,
-    sharedNorm,
-    tiedHead,
-  };
-  for (const [field, value] of Object.entries(flags)) oneOf(field, value, [true, false]);
-  if (config.sharedNorm && !config.parallelResidual)
-    fail("sharedNorm", "parallelResidual with it", config.parallelResidual);
+  fields.integer("nLayers", 1, MAX_LAYERS);
+  if (nHeads % nKvHeads !== 0) refuse(where, "nKvHeads", `a divisor of nHeads ${nHeads}`, nKvHeads);
+}
 
-  const token = (field: string, id: number | null): void => {
-    if (id !== null && !(Number.isInteger(id) && id >= 0 && id < config.vocabSize))
-      fail(field, `a token below ${config.vocabSize}`, id);
-  };
-  token("bosToken", config.bosToken);
-  if (!Array.isArray(config.eosTokens)) fail("eosTokens", "a list of tokens", config.eosTokens);
-  for (const id of config.eosTokens) token("eosTokens", id);
+function checkPosition(fields: Fields, { position, headDim }: ModelConfig, where: string): void {
+  oneOf(fields, "position", ["rope", "learned"], where);
+  if (position === "rope") {
+    fields.number("ropeTheta", SMALLEST, LARGEST);
+    if (headDim % 2 !== 0) refuse(where, "headDim", "an even number", headDim);
+  }
+  const scaling = fields.objectOrNull("ropeScaling");
+  if (!scaling) return;
+  const type = oneOf(scaling, "type", Object.keys(SCALINGS), `${where}: ropeScaling`);
+  for (const key of SCALINGS[type as RopeScaling["type"]]) scaling.number(key, SMALLEST, LARGEST);
+}
+
+function checkFfn(fields: Fields, { gated }: ModelConfig, where: string): void {
+  fields.boolean("gated");
+  const activation = fields.object("activation");
+  const kind = oneOf(activation, "kind", ACTIVATIONS, `${where}: activation`);
+  if (kind === "drelu" && !gated) refuse(where, "activation.kind", "a gated FFN with drelu", "gated false");
+  if (kind === "fatrelu") activation.number("threshold", 0, LARGEST);
+}
+
+function oneOf(fields: Fields, key: string, known: readonly string[], where: string): string {
+  const value = fields.string(key);
+  return known.includes(value) ? value : refuse(where, key, known.join(", "), value);
+}
+
+function refuse(where: string, field: string, expected: string, actual: unknown): never {
+  throw new PiError(CODE, `${where}: ${field}: expected ${expected}, got ${JSON.stringify(actual)}`);
 }

@@ -4,6 +4,7 @@
 #include <numbers>
 
 #include "addon/arrays.h"
+#include "addon/dtype.h"
 
 namespace pi::addon {
 namespace {
@@ -72,15 +73,11 @@ ModelConfig read_config(const Napi::Object& o) {
 }
 
 TensorRef read_tensor(const Napi::Object& o, size_t n_files) {
-  constexpr const char* kTypes[] = {"f32", "f16", "bf16", "q8_0", "q4_0", "i32"};
   TensorRef tensor;
   tensor.name = text(o, "name");
   tensor.file = integer(o, "file", 0, static_cast<double>(n_files) - 1);
   tensor.offset = static_cast<uint64_t>(number(o, "offset"));
-  const std::string type = text(o, "dtype");
-  const auto found = std::find(std::begin(kTypes), std::end(kTypes), type);
-  if (found == std::end(kTypes)) fail(o.Env(), "tensor " + tensor.name + ": unknown dtype " + type);
-  tensor.type = static_cast<DType>(found - std::begin(kTypes));
+  tensor.type = read_dtype(o.Env(), "tensor " + tensor.name, text(o, "dtype"));
   const Napi::Array shape = object(o, "shape").As<Napi::Array>();
   for (uint32_t i = 0; i < shape.Length(); ++i) tensor.shape.push_back(shape.Get(i).As<Napi::Number>().Int64Value());
   return tensor;

@@ -261,9 +261,9 @@ describe("refuses, naming key, expected and actual value", () => {
       "KV heads that do not divide the heads",
       "llama-relu",
       { num_key_value_heads: 3 },
-      /nKvHeads: expected a divisor of nHeads 4, found 3/,
+      /nKvHeads: expected a divisor of nHeads 4, got 3/,
     ],
-    ["an odd head", "llama-relu", { head_dim: 15 }, /headDim: expected an even number, found 15/],
+    ["an odd head", "llama-relu", { head_dim: 15 }, /headDim: expected an even number, got 15/],
     ["absurd depth", "llama-relu", { num_hidden_layers: 1e9 }, /nLayers: expected a whole number from 1 to 10000/],
     ["an end token that is none", "llama-relu", { eos_token_id: "2" }, /eos_token_id: expected a token id or a list/],
   ])("%s", (_name, from, changes, message) => {

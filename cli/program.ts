@@ -61,6 +61,8 @@ function exitCode(error: unknown): number {
     console.error("pi: interrupted");
     return 130;
   }
-  console.error(process.env["PI_DEBUG"] ? error : `pi: ${(error as Error)?.message ?? String(error)}`);
+  // A refusal of the operating system names file and reason; anything else is a fault of ours.
+  const code = (error as NodeJS.ErrnoException)?.syscall === undefined ? "E_INTERNAL" : "E_SYSTEM";
+  console.error(process.env["PI_DEBUG"] ? error : `pi: ${(error as Error)?.message ?? String(error)} [${code}]`);
   return 1;
 }

@@ -144,7 +144,10 @@ export function weightsIdentity(config: ModelConfig, tensors: string): string {
 }
 
 /** Reads every tensor and compares its sha256 with the one recorded. Throws `E_CHECKSUM` naming the first that differs. */
-export async function verifyTensors(file: ModelFile, onBytes?: (bytes: number) => void): Promise<void> {
+export async function verifyTensors(
+  file: Pick<ModelFile, "path" | "tensors">,
+  onBytes?: (bytes: number) => void,
+): Promise<void> {
   for (const [name, tensor] of file.tensors) {
     const hash = createHash("sha256");
     await hashRange(hash, file.path, tensor.offset, tensor.offset + tensor.bytes, onBytes);

@@ -2,7 +2,8 @@ import { readFile } from "node:fs/promises";
 import { availableParallelism } from "node:os";
 import { basename, dirname, join, resolve } from "node:path";
 import { check, PiError } from "../formats/errors.ts";
-import { checkSameInput } from "../formats/provenance.ts";
+import { parsePredictorMetrics } from "../formats/predictors.ts";
+import { checkSameInput, parseProvenance } from "../formats/provenance.ts";
 import { readSafetensors } from "../io/safetensors-file.ts";
 import { KV_BLOCK, native, type Engine, type FfnMode, type TensorRef } from "../native/index.ts";
 import { isSparse, type ModelConfig } from "./config.ts";
@@ -44,8 +45,11 @@ export interface OpenModel {
  */
 export async function openModel(path: string, options: OpenModelOptions = {}): Promise<OpenModel> {
   const file = await readModelFile(path);
-  if (options.verify ?? true) await verifyTensors(file);
   const predictors = options.predictors === undefined ? undefined : await readPredictors(options.predictors, file);
+  if (options.verify ?? true) {
+    await verifyTensors(file);
+    if (predictors) await verifyTensors(predictors);
+  }
   const thresholds = readThresholds(predictors?.metadata ?? file.metadata, file.config, predictors?.path ?? file.path);
   const tensors = [...tensorRefs(file.tensors, 0), ...(predictors ? tensorRefs(predictors.tensors, 1) : [])];
   const capacity = options.contextTokens ?? file.config.maxPositions;
@@ -95,8 +99,8 @@ async function readPredictors(path: string, model: ModelFile) {
     "E_FORMAT",
     `${path}: expected predictors, found ${file.metadata["pi.format"]}`,
   );
-  const { inputs } = JSON.parse(file.metadata["pi.provenance"] ?? '{"inputs":{}}') as { inputs: { model?: string } };
-  checkSameInput("weights", path, model.weights, inputs.model);
+  const { inputs } = parseProvenance(file.metadata["pi.provenance"], path, "E_FORMAT");
+  checkSameInput("weights", path, model.weights, inputs["model"]);
   return { path: file.path, metadata: file.metadata, tensors: storedTensors(file) };
 }
 
@@ -104,13 +108,7 @@ async function readPredictors(path: string, model: ModelFile) {
 function readThresholds(metadata: Record<string, string>, config: ModelConfig, path: string): Float32Array {
   const text = metadata["pi.predictors"];
   if (text === undefined) return new Float32Array();
-  const layers = JSON.parse(text) as { threshold: number }[];
-  check(
-    layers.length === config.nLayers,
-    "E_FORMAT",
-    `${path}: expected predictors of ${config.nLayers} layers, found ${layers.length}`,
-  );
-  return Float32Array.from(layers, (layer) => layer.threshold);
+  return Float32Array.from(parsePredictorMetrics(text, path, config.nLayers), ({ threshold }) => threshold);
 }
 
 async function readTextFile(file: ModelFile, name: string): Promise<string | undefined> {

@@ -46,11 +46,12 @@ async function writeRandomPredictors(path: string): Promise<void> {
   const normal = normals(9);
   const layers = Array.from({ length: TINY.nLayers }, (_, layer) => predictorSpecs(TINY, layer, RANK)).flat();
   const tensors = layers.map(({ name, shape }) => ({ name, shape, dtype: "f32" as const }));
-  const metrics = layers.filter(({ name }) => name.endsWith("fc1.bias")).map(() => ({ rank: RANK, threshold: 0 }));
+  const rates = { recall: 0.5, weightedRecall: 0.5, precision: 0.5, trueSparsity: 0.5, predictedSparsity: 0.5 };
+  const metrics = Array.from({ length: TINY.nLayers }, () => ({ rank: RANK, threshold: 0, ...rates, bytes: 1 }));
   const { weights } = await readModelFile(dir);
   const origin = provenance("train-predictor", {}, { model: weights });
   await writeSafetensors(path, tensors, {
-    metadata: () => predictorsMetadata({ metrics: metrics as never, provenance: origin }),
+    metadata: () => predictorsMetadata({ metrics, provenance: origin }),
     produce: ({ shape }) => {
       const values = Float32Array.from({ length: shape.reduce((a, b) => a * b, 1) }, () => normal() / 6);
       return Promise.resolve(new Uint8Array(values.buffer));

@@ -39,13 +39,10 @@ void ThreadPool::run(int n, Function function, void* context) {
   job_.fetch_add(1);  // Sequentially consistent with parked_: a worker either sees the job or is seen parked.
   if (parked_.load() > 0) job_.notify_all();
   take_indices();
-  for (int spins = 0; done_.load(std::memory_order_acquire) < n; ++spins) {
-    if (spins < kSpins) {
-      pause();
-    } else {
-      std::this_thread::yield();
-    }
-  }
+  for (int spins = 0; spins < kSpins && done_.load(std::memory_order_acquire) < n; ++spins) pause();
+  caller_waits_.store(true);
+  for (int done = done_.load(); done < n; done = done_.load()) done_.wait(done);
+  caller_waits_.store(false, std::memory_order_relaxed);
 }
 
 void ThreadPool::take_indices() {
@@ -54,7 +51,8 @@ void ThreadPool::take_indices() {
     const int index = static_cast<int>(ticket & 0xffffffffu);
     if (index >= static_cast<int>(ticket >> 32)) return;
     function_.load(std::memory_order_relaxed)(context_.load(std::memory_order_relaxed), index);
-    done_.fetch_add(1, std::memory_order_release);
+    done_.fetch_add(1);  // Sequentially consistent with caller_waits_, like job_ with parked_.
+    if (caller_waits_.load()) done_.notify_all();
   }
 }
 

@@ -46,6 +46,7 @@ class ThreadPool {
   std::atomic<int> done_{0};
   std::atomic<uint32_t> job_{0};
   std::atomic<int> parked_{0};
+  std::atomic<bool> caller_waits_{false};
   std::atomic<bool> stop_{false};
   std::vector<std::thread> workers_;
 };

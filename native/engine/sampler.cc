@@ -40,7 +40,7 @@ void penalise(std::vector<float>& logits, const Choice& c) {
   }
 }
 
-// Cuts sorted-on-demand candidates down to the smallest likely set that holds top_p of the weight.
+// Cuts candidates down to the smallest likely set that holds top_p of the weight, at least one.
 void keep_top_p(std::vector<Candidate>& candidates, double top_p) {
   double total = 0;
   for (const Candidate& c : candidates) total += c.weight;
@@ -48,11 +48,12 @@ void keep_top_p(std::vector<Candidate>& candidates, double top_p) {
   auto end = candidates.end();
   const auto less = [](const Candidate& a, const Candidate& b) { return more_likely(b, a); };
   std::make_heap(candidates.begin(), end, less);
-  for (double kept = 0; end != candidates.begin() && kept < top_p * total;) {
+  double kept = 0;
+  do {
     kept += candidates.front().weight;
     std::pop_heap(candidates.begin(), end, less);
     --end;
-  }
+  } while (end != candidates.begin() && kept < top_p * total);
   candidates.erase(candidates.begin(), end);
   std::reverse(candidates.begin(), candidates.end());
 }

@@ -1,7 +1,7 @@
 import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import type { OutputTensor } from "../io/safetensors-file.ts";
-import { writeSafetensors } from "../io/safetensors-file.ts";
+import { tensorBytes } from "../formats/dtypes.ts";
+import { writeSafetensors, type OutputTensor } from "../io/safetensors-file.ts";
 
 export interface CheckpointSize {
   dim: number;
@@ -10,8 +10,12 @@ export interface CheckpointSize {
   vocabSize: number;
 }
 
-/** A Hugging Face folder of Llama's shape with pseudo-random f16 weights of ordinary size; returns the bytes of its weights. */
-export async function writeLlamaCheckpoint(folder: string, size: CheckpointSize): Promise<number> {
+/** A Hugging Face folder of Llama's shape with pseudo-random weights below 1/16; returns the bytes of its weights. */
+export async function writeLlamaCheckpoint(
+  folder: string,
+  size: CheckpointSize,
+  dtype: "f16" | "f32" = "f16",
+): Promise<number> {
   const { dim, nNeurons, nLayers, vocabSize } = size;
   const config = {
     model_type: "llama",
@@ -24,7 +28,7 @@ export async function writeLlamaCheckpoint(folder: string, size: CheckpointSize)
     tie_word_embeddings: false,
   };
   const tensors: OutputTensor[] = [];
-  const add = (name: string, ...shape: number[]) => tensors.push({ name, dtype: "f16", shape });
+  const add = (name: string, ...shape: number[]) => tensors.push({ name, dtype, shape });
   add("model.embed_tokens.weight", vocabSize, dim);
   for (let layer = 0; layer < nLayers; layer++) {
     const at = `model.layers.${layer}`;
@@ -39,22 +43,22 @@ export async function writeLlamaCheckpoint(folder: string, size: CheckpointSize)
 
   await mkdir(folder, { recursive: true });
   await writeFile(join(folder, "config.json"), JSON.stringify(config));
-  const noise = halfNoise(1 << 20);
-  const bytesOf = ({ shape }: OutputTensor) => 2 * shape.reduce((a, b) => a * b, 1);
+  const block = noise(1 << 20, dtype);
   await writeSafetensors(join(folder, "model.safetensors"), tensors, {
     metadata: () => ({}),
-    produce: (tensor) => repeat(noise, bytesOf(tensor)),
+    produce: (tensor) => repeat(block, tensorBytes(dtype, tensor.shape)),
   });
-  return tensors.reduce((sum, tensor) => sum + bytesOf(tensor), 0);
+  return tensors.reduce((sum, { shape }) => sum + tensorBytes(dtype, shape), 0);
 }
 
-/** `n` f16 values, |x| < 0.0625, in a fixed pseudo-random order. */
-function halfNoise(n: number): Uint8Array {
-  const values = new Uint16Array(n);
+/** `n` values, |x| < 1/16, in a fixed pseudo-random order: sign and fraction are random, and most of the exponent. */
+function noise(n: number, dtype: "f16" | "f32"): Uint8Array {
+  const values = dtype === "f16" ? new Uint16Array(n) : new Uint32Array(n);
+  const [sign, below] = dtype === "f16" ? [0x8000, 0x2c00] : [0x80000000, 0x3d800000];
   let state = 1;
   for (let i = 0; i < n; i++) {
     state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-    values[i] = ((state >>> 16) & 0x8000) | ((state >>> 8) % 0x2c00);
+    values[i] = ((state & 0x80000000) === 0 ? 0 : sign) + ((state >>> 1) % below);
   }
   return new Uint8Array(values.buffer);
 }

@@ -1,4 +1,5 @@
 import { createHash, type Hash } from "node:crypto";
+import { tensorBytes } from "../formats/dtypes.ts";
 import { check, PiError } from "../formats/errors.ts";
 import { hashRange } from "../io/hash.ts";
 import type { StageContext } from "../io/progress.ts";
@@ -23,8 +24,9 @@ export class TensorStream {
   readonly #writer: SafetensorsWriter;
   readonly #partial: PartialFile;
   readonly #context: StageContext;
-  /** Room for the tensor at work and the next one. */
-  readonly #buffers: readonly [Buffer, Buffer];
+  /** Room for the tensor at work and the next one, and for what becomes of one: fresh memory costs more than converting. */
+  readonly #sources: readonly [Buffer, Buffer];
+  readonly #output: Buffer;
   #hash: Hash = createHash("sha256");
   #bytes = 0;
   #unrecorded = { bytes: 0, outputs: [] as string[] };
@@ -35,7 +37,9 @@ export class TensorStream {
     this.#partial = partial;
     this.#context = context;
     const largest = plan.steps.reduce((most, { entry }) => Math.max(most, entry.end - entry.begin), 0);
-    this.#buffers = [Buffer.allocUnsafeSlow(largest), Buffer.allocUnsafeSlow(largest)];
+    this.#sources = [Buffer.allocUnsafeSlow(largest), Buffer.allocUnsafeSlow(largest)];
+    const bytes = plan.outputs.map(({ dtype, shape }) => tensorBytes(dtype, shape));
+    this.#output = Buffer.allocUnsafeSlow(bytes.reduce((most, n) => Math.max(most, n), 0));
   }
 
   /** Throws the signal's reason when aborted, `E_VALUE` for weights that the output type cannot hold, `E_SOURCE` when the source changed. */
@@ -71,7 +75,7 @@ export class TensorStream {
   #read(i: number): Promise<Uint8Array | undefined> {
     const step = this.#plan.steps[i];
     if (!step) return Promise.resolve(undefined);
-    const bytes = readTensorBytes(step.shard.file, step.name, this.#buffers[i % 2]!);
+    const bytes = readTensorBytes(step.shard.file, step.name, this.#sources[i % 2]!);
     bytes.catch(() => undefined); // a failure waits until the bytes are asked for
     return bytes;
   }
@@ -103,7 +107,8 @@ export class TensorStream {
   }
 
   async #write(step: Step, source: Uint8Array): Promise<void> {
-    for (const output of step.outputs) await this.#writer.write(output.name, convertOutput(step, output, source));
+    for (const output of step.outputs)
+      await this.#writer.write(output.name, convertOutput(step, output, source, this.#output));
   }
 
   async #record(done: number): Promise<void> {
@@ -127,15 +132,19 @@ export class TensorStream {
   }
 }
 
-/** The stored bytes of one output. */
-async function convertOutput({ shard, name }: Step, output: PlannedOutput, tensor: Uint8Array): Promise<Uint8Array> {
-  const { source, from, dtype, shape } = output;
+/** The stored bytes of one output: part of `tensor` itself, or converted in the first bytes of `into`. */
+async function convertOutput(
+  { shard, name }: Step,
+  { source, from, dtype, shape }: PlannedOutput,
+  tensor: Uint8Array,
+  into: Uint8Array,
+): Promise<Uint8Array> {
   const cols = shape.at(-1)!;
   const rows = shape.length === 1 ? 1 : shape[0]!;
   const bytes = source.ranges ? selectRows(tensor, source.ranges, source.shape[0]!) : tensor;
   if (from === dtype && !source.transpose) return bytes;
   try {
-    return await native().convertTensor(bytes, from, dtype, rows, cols, source.transpose);
+    return await native().convertTensor(bytes, from, dtype, rows, cols, source.transpose, into);
   } catch (error) {
     throw new PiError(
       "E_VALUE",

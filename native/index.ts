@@ -210,7 +210,8 @@ export interface Binding {
   createTrainer(options: TrainerOptions): PredictorTrainer;
   /**
    * Converts `rows` x `cols` elements from a float type into `to`, optionally transposed (source is then
-   * [cols, rows] row-major). Returns the bytes of the destination, row-major [rows, cols].
+   * [cols, rows] row-major). Returns the bytes of the destination, row-major [rows, cols]: the first of `into`, or a
+   * new array. Rejects when a value is not finite or too large for `to`, naming the row.
    */
   convertTensor(
     source: Uint8Array,
@@ -219,6 +220,7 @@ export interface Binding {
     rows: number,
     cols: number,
     transpose: boolean,
+    into?: Uint8Array,
   ): Promise<Uint8Array>;
   /** Any block or float type to f32, [rows, cols] row-major. */
   dequantize(source: Uint8Array, from: DType, rows: number, cols: number): Promise<Float32Array>;

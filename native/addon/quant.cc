@@ -1,4 +1,4 @@
-// convertTensor(source, from, to, rows, cols, transpose): Promise<Uint8Array>
+// convertTensor(source, from, to, rows, cols, transpose, into?): Promise<Uint8Array>
 // dequantize(source, from, rows, cols): Promise<Float32Array>
 #include <napi.h>
 
@@ -32,6 +32,17 @@ struct Arguments {
       fail(std::string(name) + ": expected a Uint8Array");
     }
     return value.As<Napi::Uint8Array>();
+  }
+
+  // The first `size` bytes of argument i, or a new array where there is none.
+  Napi::Uint8Array output(int i, const char* name, size_t size) const {
+    if (info[i].IsUndefined()) return Napi::Uint8Array::New(info.Env(), size);
+    const Napi::Uint8Array room = bytes(i, name);
+    if (room.ByteLength() < size) {
+      fail(std::string(name) + ": expected at least " + std::to_string(size) + " bytes, found " +
+           std::to_string(room.ByteLength()));
+    }
+    return Napi::Uint8Array::New(info.Env(), size, room.ArrayBuffer(), room.ByteOffset());
   }
 
   DType dtype(int i, const char* name) const {
@@ -80,7 +91,7 @@ Napi::Value convert_tensor(const Napi::CallbackInfo& info) {
   arguments.check_blocks(to, "to", cols);
   arguments.check_source(source, from, rows, cols);
 
-  auto out = Napi::Uint8Array::New(info.Env(), rows * row_bytes(to, cols));
+  auto out = arguments.output(6, "into", rows * row_bytes(to, cols));
   auto kept = std::make_shared<Napi::ObjectReference>(Napi::Persistent(out.As<Napi::Object>()));
   const uint8_t* in_data = source.Data();
   uint8_t* out_data = out.Data();

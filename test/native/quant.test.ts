@@ -117,6 +117,18 @@ test("transposing first or converting a transposed source is the same, for any s
   );
 });
 
+test("writes into the room it is given, and nowhere else", async () => {
+  const source = new Uint8Array(Float32Array.from({ length: 64 }, (_, i) => i).buffer);
+  const room = new Uint8Array(200).fill(7);
+  const out = await native().convertTensor(source, "f32", "f16", 2, 32, false, room.subarray(10, 180));
+  expect([out.buffer, out.byteOffset, out.length]).toEqual([room.buffer, 10, 128]);
+  expect(Buffer.compare(out, await native().convertTensor(source, "f32", "f16", 2, 32, false))).toBe(0);
+  expect([...room.subarray(0, 10), ...room.subarray(138)].every((byte) => byte === 7)).toBe(true);
+  expect(() => native().convertTensor(source, "f32", "f16", 2, 32, false, new Uint8Array(127))).toThrow(
+    /into: expected at least 128 bytes, found 127/,
+  );
+});
+
 test("a tensor of several threads' worth is the same as its rows one by one", async () => {
   const [rows, cols] = [2100, 1024];
   const next = random(3);

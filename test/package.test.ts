@@ -1,3 +1,4 @@
+import { Command } from "commander";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { dirname, join, normalize } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -47,6 +48,32 @@ describe("the package", () => {
       const named = [...read(page).matchAll(/(?:^|`|&& )npm (?:run )?([a-z][\w:-]*)/gm)].map((m) => m[1]!);
       expect(
         named.filter((script) => !known.has(script)),
+        page,
+      ).toEqual([]);
+    }
+  });
+
+  it.each(Object.keys(COMMANDS))("shows in its pages only arguments that pi %s takes", async (name) => {
+    const command = new Command(name);
+    (await COMMANDS[name]!.load()).define(command);
+    const known = new Set([...command.options.flatMap(({ short, long }) => [short, long]), "--help"]);
+    for (const page of pages) {
+      const shown = [...read(page).matchAll(new RegExp(`\\bpi ${name} ([^\`#\\n]*)`, "g"))].map((m) => m[1]!);
+      const flags = shown.flatMap((text) => text.match(/(?<=^|\s)--?[a-z][\w-]*/g) ?? []);
+      expect(
+        flags.filter((flag) => !known.has(flag)),
+        page,
+      ).toEqual([]);
+    }
+  });
+
+  it("names only files of the repository that exist", () => {
+    const built = new Set(["build", "dist", "node_modules", "out"]);
+    const ours = new Set(readdirSync(root).filter((name) => !built.has(name)));
+    for (const page of pages) {
+      const named = [...read(page).matchAll(/`((?:[\w.-]+\/)+[\w.-]*)`/g)].map((m) => m[1]!);
+      expect(
+        named.filter((path) => ours.has(path.split("/")[0]!) && !existsSync(join(root, path))),
         page,
       ).toEqual([]);
     }

@@ -1,4 +1,4 @@
-import { mkdir, readFile, realpath, rm } from "node:fs/promises";
+import { mkdir, readdir, readFile, realpath, rm } from "node:fs/promises";
 import { join } from "node:path";
 import type { WeightDType } from "../formats/dtypes.ts";
 import { check } from "../formats/errors.ts";
@@ -112,8 +112,9 @@ async function writeModel(
   context: StageContext,
 ): Promise<void> {
   const configHashes: Provenance["inputs"] = {};
-  for (const name of checkpoint.configFiles)
+  for (const name of checkpoint.configFiles) {
     configHashes[inputRole(name)] = await sha256File(join(checkpoint.folder, name));
+  }
   const files = checkpoint.shards.map(({ name, file }) => [name, file.size]);
   const identity = sha256(canonicalJson({ provenance: describe(dtype, configHashes), config, files })).slice(0, 16);
 
@@ -149,12 +150,18 @@ async function writeModel(
 
 /** Copies tokenizer and generation files; those that the checkpoint does not have are removed from the output. */
 async function copyCompanions({ folder }: Checkpoint, output: string, context: StageContext): Promise<void> {
+  const present = new Set(await readdir(folder));
   for (const name of COMPANION_FILES) {
-    const bytes = await readFile(join(folder, name)).catch(() => undefined);
-    if (bytes) await writeAtomic(join(output, name), (file) => file.writeFile(bytes));
-    else await rm(join(output, name), { force: true });
-    if (!bytes && name === "tokenizer.json")
-      context.warn(`${folder}: no tokenizer.json: the model will know token ids, but no text`);
+    const target = join(output, name);
+    if (present.has(name)) {
+      const bytes = await readFile(join(folder, name));
+      await writeAtomic(target, (file) => file.writeFile(bytes));
+    } else {
+      await rm(target, { force: true });
+    }
+  }
+  if (!present.has("tokenizer.json")) {
+    context.warn(`${folder}: no tokenizer.json: the model will know token ids, but no text`);
   }
 }
 

@@ -107,8 +107,9 @@ export class TensorStream {
   }
 
   async #write(step: Step, source: Uint8Array): Promise<void> {
-    for (const output of step.outputs)
+    for (const output of step.outputs) {
       await this.#writer.write(output.name, convertOutput(step, output, source, this.#output));
+    }
   }
 
   async #record(done: number): Promise<void> {

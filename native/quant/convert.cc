@@ -199,6 +199,7 @@ void keep_smallest(std::atomic<size_t>& smallest, size_t value) {
 
 void convert(const uint8_t* source, DType from, uint8_t* out, DType to, size_t rows, size_t cols, bool transpose,
              int threads) {
+  if (rows == 0 || cols == 0) return;
   const uint32_t limit = limit_bits(to);
   const size_t in_bytes = row_bytes(from, cols);
   const size_t out_bytes = row_bytes(to, cols);
@@ -238,6 +239,7 @@ void convert(const uint8_t* source, DType from, uint8_t* out, DType to, size_t r
 }
 
 void dequantize(const uint8_t* source, DType from, float* out, size_t rows, size_t cols, int threads) {
+  if (rows == 0 || cols == 0) return;
   const size_t in_bytes = row_bytes(from, cols);
   ThreadPool pool(threads);
   pool.parallel_for(threads, [&](int thread) {

@@ -31,7 +31,7 @@ CHAT_TEMPLATE = (
     "{%- endfor %}"
 )
 # Of generation_config.json and of the card's quotations.
-SAMPLING = dict(temperature=0.8, top_p=0.95)
+SAMPLING = dict(temperature=0.7, top_p=0.9)
 QUOTED_OPENINGS = ["The old man", "It was late in the evening when", "“My dear friend,” said"]
 
 
@@ -143,25 +143,41 @@ def percent(shares):
     return ", ".join(f"{100 * share:.1f} %" for share in shares)
 
 
+CHECKPOINTS = dict(
+    dense="before the penalty, learning rate not yet decayed",
+    control="control: the same steps from there without the penalty",
+    latest="**this model**",
+)
+
+
 def quality(heldout):
-    """The card's table, from heldout.json."""
-    rows = [
+    """The card's table and what it says, from heldout.json."""
+    lines = [
         "| checkpoint | step | loss (nats/token) | perplexity | idle neurons, layer by layer |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for title, key in (("before the penalty, learning rate not yet decayed", "dense"), ("this model", "latest")):
-        r = heldout[key]
-        rows.append(f"| {title} | {r['step']} | {r['loss']:.3f} | {r['perplexity']:.1f} | {percent(r['idle'])} |")
-    return "\n".join(rows)
+    for key, title in CHECKPOINTS.items():
+        if key in heldout:
+            r = heldout[key]
+            lines.append(f"| {title} | {r['step']} | {r['loss']:.3f} | {r['perplexity']:.1f} | {percent(r['idle'])} |")
+    if "control" in heldout:
+        price = heldout["latest"]["loss"] - heldout["control"]["loss"]
+        lines.append(f"\nAgainst the control, sparsity changes the loss by {price:+.3f} nats/token (one seed).")
+    else:
+        lines.append(
+            "\nThe second half of the training, with its decaying learning rate, lowers the loss by itself: the difference "
+            "between the rows is not the price of sparsity alone."
+        )
+    return "\n".join(lines)
 
 
 def quotations(folder):
     """Three continuations by the exported model, openings in bold, as Markdown."""
     model, tokenizer = sample.load(folder)
     torch.manual_seed(0)
+    texts = sample.continuations(model, tokenizer, QUOTED_OPENINGS, tokens=100, **SAMPLING)
     quotes = []
-    for opening in QUOTED_OPENINGS:
-        [text] = sample.continuations(model, tokenizer, opening, count=1, tokens=100, **SAMPLING)
+    for opening, text in zip(QUOTED_OPENINGS, texts):
         quotes.append(f"> **{opening}**" + text.rstrip().replace("\n", "\n>\n> ") + " …")
     return "\n\n".join(quotes)
 
@@ -187,16 +203,17 @@ def model_card(name, checkpoint, shape, log, heldout, quotes):
         "is not among them. Neither is part of the repository.\n\n"
         f"{checkpoint['step']:,} steps of {options['batch']} × {shape['context']} tokens ({tokens:,} in all), Muon for "
         f"the blocks' matrices at a learning rate of {options['lr']}, AdamW at a fifth of it for the rest. From step "
-        f"{begin} on an L1 penalty on the FFN's intermediate activations (ProSparse, arXiv 2402.13516), steered along a "
-        f"sine towards {100 * options['sparsity']:.0f} % idle neurons; from step {hold} on the learning rate decays "
-        f"linearly. Trained on a CPU with `examples/training/train.py`, seed {options['seed']}.",
+        f"{begin} on an L1 penalty on the FFN's intermediate activations (ProSparse, arXiv 2402.13516), steered in every "
+        f"layer along a sine towards {100 * options['sparsity']:.0f} % idle neurons; from step {hold} on the learning rate decays "
+        "linearly. Trained on a CPU:\n\n"
+        f"```\ntrain.py model --arch {checkpoint['arch']} --steps {options['steps']} --batch {options['batch']} "
+        f"--dense-share {options['dense_share']} --hold-share {options['hold_share']} --sparsity {options['sparsity']} "
+        f"--seed {options['seed']} …\n```",
     ]
     if heldout:
         sections.append(
             f"## Held-out quality\n\nMeasured in f32 on {heldout['latest']['tokens']:,} tokens in windows of "
-            f"{shape['context']}. A neuron is idle on a token when its activation is exactly zero.\n\n{quality(heldout)}\n\n"
-            "The second half of the training lowers the loss by itself, so the difference between the rows is not the "
-            "price of sparsity alone."
+            f"{shape['context']}. A neuron is idle on a token when its activation is exactly zero.\n\n{quality(heldout)}"
         )
     sections.append(
         f"## What it writes\n\nTemperature {SAMPLING['temperature']}, top-p {SAMPLING['top_p']}, seed 0, first try, "

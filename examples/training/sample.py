@@ -10,7 +10,6 @@ Needs torch and transformers.
 """
 
 import argparse
-import itertools
 import re
 
 import torch
@@ -35,30 +34,31 @@ OPENINGS = [
     "“I cannot believe it,”",
 ]
 TEMPERATURE, TOP_P = 0.9, 0.95
-DOCUMENTS_AT_ONCE = 8
+# Documents per batch: each opening this often.
+COPIES = 2
 
 
 def load(folder):
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer
 
 
 @torch.no_grad()
-def continuations(model, tokenizer, opening, count, tokens, temperature=TEMPERATURE, top_p=TOP_P):
-    """`count` texts of at most `tokens` tokens that follow `opening`, without it."""
-    ids = tokenizer(opening, return_tensors="pt").input_ids
-    tokens = min(tokens, model.config.max_position_embeddings - ids.shape[1])
+def continuations(model, tokenizer, openings, tokens, temperature=TEMPERATURE, top_p=TOP_P):
+    """What follows each opening, without it: texts of at most `tokens` tokens, as far as the context reaches."""
+    batch = tokenizer(openings, return_tensors="pt", padding=True, return_token_type_ids=False)
+    length = batch.input_ids.shape[1]
     out = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
+        **batch,
         do_sample=True,
         temperature=temperature,
         top_p=top_p,
         top_k=0,
-        max_new_tokens=tokens,
-        num_return_sequences=count,
-        pad_token_id=tokenizer.eos_token_id,
+        max_new_tokens=min(tokens, model.config.max_position_embeddings - length),
     )
-    return tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
+    return tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)
 
 
 def whole_sentences(text):
@@ -72,14 +72,12 @@ def main(args):
     torch.set_num_threads(args.threads)
     model, tokenizer = load(args.model)
     documents, size = [], 0
-    for opening in itertools.cycle(OPENINGS):
-        for text in continuations(model, tokenizer, opening, DOCUMENTS_AT_ONCE, tokens=1 << 30):
-            document = whole_sentences(opening + text).strip() + "\n"
-            documents.append(document)
-            size += len(document.encode()) + 1
+    while size < args.kilobytes * 1024:
+        openings = OPENINGS * COPIES
+        for opening, text in zip(openings, continuations(model, tokenizer, openings, tokens=1 << 30)):
+            documents.append(whole_sentences(opening + text).strip() + "\n")
+        size = sum(len(document.encode()) + 1 for document in documents)
         print(f"{size // 1024} KiB", flush=True)
-        if size >= args.kilobytes * 1024:
-            break
     with open(args.output, "w", encoding="utf-8") as f:
         f.write("\n".join(documents))
 

@@ -161,12 +161,15 @@ def train(args):
 
 
 def evaluate(args):
-    """Measures dense.pt (before the penalty) and latest.pt (the end) on the whole held-out text; writes heldout.json."""
+    """Measures dense.pt (before the penalty), latest.pt (the end) and a control's end; writes heldout.json."""
     torch.set_num_threads(args.threads)
     ids = encode(args.valid, args.tokenizer)
+    checkpoints = dict(dense=os.path.join(args.run, "dense.pt"), latest=os.path.join(args.run, "latest.pt"))
+    if args.control:
+        checkpoints["control"] = os.path.join(args.control, "latest.pt")
     results = {}
-    for name in ("dense", "latest"):
-        model, checkpoint = load(os.path.join(args.run, f"{name}.pt"))
+    for name, path in checkpoints.items():
+        model, checkpoint = load(path)
         results[name] = dict(step=checkpoint["step"], **held_out(model, ids, len(ids)))
         print(name, results[name], flush=True)
     with open(os.path.join(args.run, "heldout.json"), "w") as f:
@@ -204,8 +207,9 @@ def parse_arguments():
     p.add_argument("--threads", type=int, default=2)
     p.set_defaults(command=train)
 
-    p = commands.add_parser("evaluate", help="held-out loss and idleness before the penalty and at the end")
+    p = commands.add_parser("evaluate", help="loss and idleness on the whole held-out text")
     p.add_argument("--run", required=True)
+    p.add_argument("--control", help="output folder of a run resumed from the same dense.pt with --no-l1")
     p.add_argument("--tokenizer", required=True)
     p.add_argument("--valid", required=True)
     p.add_argument("--threads", type=int, default=2)

@@ -46,8 +46,7 @@ export type RopeScaling =
  * `fatrelu`: x if x >= threshold else 0 (ProSparse).
  */
 export type Activation =
-  | { kind: "relu" | "relu2" | "drelu" | "silu" | "gelu" | "gelu_tanh" }
-  | { kind: "fatrelu"; threshold: number };
+  { kind: "relu" | "relu2" | "drelu" | "silu" | "gelu" | "gelu_tanh" } | { kind: "fatrelu"; threshold: number };
 
 /** True when idle neurons are exactly zero, so that skipping them is exact. */
 export function isSparse(activation: Activation): boolean {

@@ -29,7 +29,11 @@ export function tensorSpecs(config: ModelConfig): TensorSpec[] {
   for (let layer = 0; layer < config.nLayers; layer++) {
     const at = (part: string) => layerTensor(layer, part);
     specs.push(...norm(at("attn_norm")));
-    for (const [part, rows] of [["q", qDim], ["k", kvDim], ["v", kvDim]] as const) {
+    for (const [part, rows] of [
+      ["q", qDim],
+      ["k", kvDim],
+      ["v", kvDim],
+    ] as const) {
       specs.push(matrix(at(`attn.${part}.weight`), rows, dim));
       if (bias.qkv) specs.push(vector(at(`attn.${part}.bias`), rows));
     }

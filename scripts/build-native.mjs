@@ -15,25 +15,32 @@ function missingTools() {
   const missing = [];
   if (!works("cmake", "--version")) missing.push("CMake (Debian package: cmake)");
   const compiler = process.env.CXX ?? "c++";
-  if (!works(compiler, "--version")) missing.push(`a C++20 compiler, tried ${compiler} (Debian package: build-essential)`);
-  else if (!works("make", "--version") && !works("ninja", "--version")) missing.push("make (Debian package: build-essential)");
+  if (!works(compiler, "--version"))
+    missing.push(`a C++20 compiler, tried ${compiler} (Debian package: build-essential)`);
+  else if (!works("make", "--version") && !works("ninja", "--version"))
+    missing.push("make (Debian package: build-essential)");
   return missing;
 }
 
 function run(command, args) {
   const { status, error } = spawnSync(command, args, { cwd: root, stdio: ["ignore", "inherit", "inherit"] });
   if (error || status !== 0) {
-    console.error(`pi: ${command} ${args.join(" ")} failed${error ? `: ${error.message}` : ` with exit code ${status}`}`);
+    console.error(
+      `pi: ${command} ${args.join(" ")} failed${error ? `: ${error.message}` : ` with exit code ${status}`}`,
+    );
     process.exit(1);
   }
 }
 
 const missing = missingTools();
 if (missing.length > 0) {
-  console.error(`pi: the native addon cannot be built; missing: ${missing.join("; ")}. Install it, then: npm run build:native`);
+  console.error(
+    `pi: the native addon cannot be built; missing: ${missing.join("; ")}. Install it, then: npm run build:native`,
+  );
   process.exit(optional ? 0 : 1);
 }
 
-const generator = !existsSync(join(root, "build", "CMakeCache.txt")) && works("ninja", "--version") ? ["-G", "Ninja"] : [];
+const generator =
+  !existsSync(join(root, "build", "CMakeCache.txt")) && works("ninja", "--version") ? ["-G", "Ninja"] : [];
 run("cmake", ["-S", "native", "-B", "build", ...generator, "-DCMAKE_BUILD_TYPE=Release"]);
 run("cmake", ["--build", "build", "--parallel", String(availableParallelism())]);

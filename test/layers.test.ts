@@ -76,7 +76,9 @@ describe("TypeScript layers", () => {
   });
 
   it("touches the binary in native/ only, and through native/index.ts", () => {
-    const loaders = sources.filter((file) => /\bcreateRequire\([^)]*\)\(|\bdlopen\b|["'`/]pi_native\.node/.test(read(file)));
+    const loaders = sources.filter((file) =>
+      /\bcreateRequire\([^)]*\)\(|\bdlopen\b|["'`/]pi_native\.node/.test(read(file)),
+    );
     expect(loaders).toEqual(["native/load.ts"]);
     const importers = sources.filter((file) => imports(file).some(({ target }) => target === "native/load.ts"));
     expect(importers).toEqual(["native/index.ts"]);

@@ -21,8 +21,16 @@ beforeAll(async () => {
 afterAll(() => rm(dir, { recursive: true }));
 
 const usual = () => [
-  ...["train-predictor", model, "--recall", "0.9", "--max-perplexity-ratio", "1.1"],
-  ...["--epochs", "2", "--dtype", "q8_0"],
+  "train-predictor",
+  model,
+  "--recall",
+  "0.9",
+  "--max-perplexity-ratio",
+  "1.1",
+  "--epochs",
+  "2",
+  "--dtype",
+  "q8_0",
 ];
 
 describe("pi train-predictor", () => {

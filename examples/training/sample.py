@@ -1,10 +1,11 @@
 """Write text sampled from an exported model: the corpus that the demo profiles, and the slice it is measured on.
 
-    python sample.py ../pi-tale-7m --seed 1 --kilobytes 300 -o ../corpus.txt
-    python sample.py ../pi-tale-7m --seed 2 --kilobytes 40 -o ../heldout.txt
+    python sample.py ../pi-tale-7m --seed 1 --kilobytes 300 --unlike train.txt -o ../corpus.txt
+    python sample.py ../pi-tale-7m --seed 2 --kilobytes 40 --unlike train.txt -o ../heldout.txt
 
 Every document begins with one of a few openings of our own or with nothing at all, fills the model's context and is cut
-after its last whole sentence. Documents are separated by an empty line. Deterministic for one machine.
+after its last whole sentence; one that repeats ten words in a row of `--unlike` is dropped. Documents are separated by
+an empty line. Deterministic for one machine.
 
 Needs torch and transformers.
 """
@@ -67,7 +68,16 @@ def whole_sentences(text):
     return text[: ends[-1]] if ends else text
 
 
+def runs_of_words(text, length=10):
+    words = re.findall(r"\w+", text.lower())
+    return {hash(tuple(words[i : i + length])) for i in range(len(words) - length + 1)}
+
+
 def main(args):
+    known = set()
+    if args.unlike:
+        with open(args.unlike, encoding="utf-8") as f:
+            known = runs_of_words(f.read())
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     model, tokenizer = load(args.model)
@@ -75,9 +85,11 @@ def main(args):
     while size < args.kilobytes * 1024:
         openings = OPENINGS * COPIES
         for opening, text in zip(openings, continuations(model, tokenizer, openings, tokens=1 << 30)):
-            documents.append(whole_sentences(opening + text).strip() + "\n")
+            document = whole_sentences(opening + text).strip() + "\n"
+            if known.isdisjoint(runs_of_words(document)):
+                documents.append(document)
         size = sum(len(document.encode()) + 1 for document in documents)
-        print(f"{size // 1024} KiB", flush=True)
+        print(f"{size // 1024} KiB, {len(documents)} documents", flush=True)
     with open(args.output, "w", encoding="utf-8") as f:
         f.write("\n".join(documents))
 
@@ -87,6 +99,7 @@ if __name__ == "__main__":
     parser.add_argument("model", help="exported folder")
     parser.add_argument("-o", "--output", required=True)
     parser.add_argument("--kilobytes", type=int, required=True, help="stop after the batch that reaches it")
+    parser.add_argument("--unlike", help="text to repeat nothing of")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     main(parser.parse_args())

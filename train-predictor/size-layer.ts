@@ -1,5 +1,5 @@
 import type { StageContext } from "../io/progress.ts";
-import type { PredictorTrainer, PredictorWeights } from "../native/index.ts";
+import type { PredictorTrainer } from "../native/index.ts";
 import { RecallCurve, type OperatingPoint } from "./curve.ts";
 import type { LayerSamples } from "./samples.ts";
 import { storePredictor, type NeuronBytes, type PredictorDType, type StoredPredictor } from "./store.ts";
@@ -11,53 +11,75 @@ export interface Sizing {
   recall: number;
   /** Types to choose from, by cost. */
   dtypes: readonly PredictorDType[];
+  /** Passes over the training rows for the rank that was chosen. */
   epochs: number;
   seed: number;
   threads: number;
   neuron: NeuronBytes;
 }
 
-/** A layer's predictor: as stored, as trained (to go on from), and what every threshold would give. */
+/** A layer's predictor as stored, and what every threshold would give. */
 export interface SizedPredictor {
   stored: StoredPredictor;
-  trained: PredictorWeights;
   curve: RecallCurve;
 }
 
 /** Ranks are whole blocks of the block types. */
 const RANK_STEP = 32;
 
-/** Ranks grow by this factor. */
+/** Ranks change by this factor. */
 const GROWTH = 1.5;
 
+/** Ranks are compared after this share of the passes: enough to see which one is going to be cheaper. */
+const TRIAL = 1 / 3;
+
 /**
- * Grows a predictor until growing stops paying. The paper's adaptive sizing iterates the hidden size from a start by the
- * layer's sparsity; what decides here is the expected bytes a token reads in this layer's FFN at the required recall:
- * the predictor, the tested rows of all neurons that it predicts, and the other rows of those that fire. `previous` is
- * grown on from where it stands.
+ * Finds the rank that makes a token read least and trains it. The paper's adaptive sizing iterates the hidden size from a
+ * start by the layer's sparsity; what decides here is the expected bytes a token reads in this layer's FFN at the
+ * required recall: the predictor, the tested rows of all neurons that it predicts, and the other rows of those that
+ * fire. Every rank starts from fresh weights: a grown predictor stays behind one trained at its size (docs/log.md).
  */
 export async function sizeLayer(
   samples: LayerSamples,
   sizing: Sizing,
   label: string,
   context: StageContext,
-  previous?: SizedPredictor,
+  start = startRank(samples),
 ): Promise<SizedPredictor> {
-  const attempt = async (rank: number, start?: PredictorWeights) => {
-    const { epochs, seed, threads } = sizing;
-    const trainer = await train(samples, { rank, epochs, seed, threads, start }, `${label}, rank ${rank}`, context);
+  const attempt = async (rank: number, epochs: number, what: string) => {
+    const { seed, threads } = sizing;
+    const trainer = await train(samples, { rank, epochs, seed, threads }, `${label}, ${what} ${rank}`, context);
     return cheapest(samples, trainer, sizing);
   };
-  let best = previous ?? (await attempt(startRank(samples)));
+  const rank = await cheapestRank(start, sizing, roundUp(samples.dim), (rank) => {
+    return attempt(rank, Math.ceil(TRIAL * sizing.epochs), "trying rank");
+  });
+  return attempt(rank, sizing.epochs, "rank");
+}
+
+/** Climbs from `start`, up first, for as long as the cost falls. */
+async function cheapestRank(
+  start: number,
+  sizing: Sizing,
+  highest: number,
+  attempt: (rank: number) => Promise<SizedPredictor>,
+): Promise<number> {
+  let best = await attempt(start);
+  const betterThanBest = (other: SizedPredictor) => cost(other, sizing) < cost(best, sizing);
   let smaller: SizedPredictor | undefined;
-  for (;;) {
-    const rank = roundUp(GROWTH * best.stored.rank);
-    if (rank > roundUp(samples.dim) || (smaller && !pays(smaller, best, rank, sizing))) return best;
-    const larger = await attempt(rank, best.trained);
-    if (cost(larger, sizing) >= cost(best, sizing)) return best;
+  for (let rank = roundUp(GROWTH * start); rank <= highest; rank = roundUp(GROWTH * rank)) {
+    if (smaller && !pays(smaller, best, rank, sizing)) break;
+    const larger = await attempt(rank);
+    if (!betterThanBest(larger)) break;
     smaller = best;
     best = larger;
   }
+  for (let rank = roundDown(start / GROWTH); !smaller && rank > 0; rank = roundDown(rank / GROWTH)) {
+    const candidate = await attempt(rank);
+    if (!betterThanBest(candidate)) break;
+    best = candidate;
+  }
+  return best.stored.rank;
 }
 
 /**
@@ -77,24 +99,25 @@ function pays(smaller: SizedPredictor, current: SizedPredictor, rank: number, { 
 }
 
 const roundUp = (rank: number): number => Math.ceil(rank / RANK_STEP) * RANK_STEP;
+const roundDown = (rank: number): number => Math.floor(rank / RANK_STEP) * RANK_STEP;
 
-/** As many hidden units as the input has dimensions, times the share of neurons that are active. */
+/** Twice the inputs that the share of active neurons would leave, and no more than there are. */
 function startRank({ dim, nNeurons, contributions, heldout }: LayerSamples): number {
   let active = 0;
   for (const row of heldout) {
     for (let i = row * nNeurons; i < (row + 1) * nNeurons; i++) if (contributions[i]! > 0) active++;
   }
-  return roundUp(Math.max(1, (dim * active) / (heldout.length * nNeurons)));
+  return roundUp(dim * Math.min(1, Math.max(2 * active, 1) / (heldout.length * nNeurons)));
 }
 
 /** The trained predictor in the type that costs least at the required recall, measured with the weights as stored. */
 async function cheapest(samples: LayerSamples, trainer: PredictorTrainer, sizing: Sizing): Promise<SizedPredictor> {
-  const trained = trainer.weights();
+  const weights = trainer.weights();
   let best: SizedPredictor | undefined;
   for (const dtype of sizing.dtypes) {
-    const stored = await storePredictor(trained, samples.dim, dtype);
+    const stored = await storePredictor(weights, samples.dim, dtype);
     trainer.setWeights(stored.weights);
-    const candidate = { stored, trained, curve: await measureCurve(samples, trainer) };
+    const candidate = { stored, curve: await measureCurve(samples, trainer) };
     if (!best || cost(candidate, sizing) < cost(best, sizing)) best = candidate;
   }
   return best!;

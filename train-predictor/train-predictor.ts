@@ -34,7 +34,7 @@ export interface TrainPredictorOptions {
   dtype?: PredictorDType | "auto";
   /** Sampled rows of a layer to use at most. Default 32,768. */
   samples?: number;
-  /** Passes over the rows for each rank that is tried. Default 8. */
+  /** Passes over the rows for the rank that is chosen; ranks are tried with a third of them. Default 12. */
   epochs?: number;
   seed?: number;
   threads?: number;
@@ -120,7 +120,14 @@ async function makePlan(dir: string, options: TrainPredictorOptions): Promise<Pl
   });
   const activations = await readActivations(activationsPath(dir));
   checkSameInput("weights", activationsPath(dir), model.weights, activations.provenance.inputs["model"]);
-  const { dtype = "auto", recall = 0.995, maxPerplexityRatio = 1.002, samples = 32768, epochs = 8, seed = 0 } = options;
+  const {
+    dtype = "auto",
+    recall = 0.995,
+    maxPerplexityRatio = 1.002,
+    samples = 32768,
+    epochs = 12,
+    seed = 0,
+  } = options;
   const described = { recall, maxPerplexityRatio, dtype, samples, epochs, seed };
   const inputs = { model: model.weights, activations: await sha256File(activationsPath(dir)) };
   const stored = (part: string) => model.tensors.get(layerTensor(0, `ffn.${part}.weight`))?.dtype;
@@ -154,7 +161,10 @@ async function upToDate(plan: Plan): Promise<TrainPredictorResult | undefined> {
   }
 }
 
-/** Sizes every layer for `recall`, one after the other: the samples of one layer are in memory at a time. */
+/**
+ * Sizes every layer for `recall`, from the ranks of `previous` if there are any, one after the other: the samples of one
+ * layer are in memory at a time.
+ */
 async function sizeLayers(
   plan: Plan,
   recall: number,
@@ -167,7 +177,7 @@ async function sizeLayers(
     context.signal.throwIfAborted();
     const samples = await loadSamples(samplesPath(plan.dir, layer), plan.model.weights, plan.samples);
     const sizing: Sizing = { ...plan, recall, seed: plan.seed + layer };
-    layers.push(await sizeLayer(samples, sizing, `train layer ${layer}`, context, previous?.[layer]));
+    layers.push(await sizeLayer(samples, sizing, `train layer ${layer}`, context, previous?.[layer]?.stored.rank));
   }
   return layers;
 }

@@ -1,5 +1,5 @@
 import type { StageContext } from "../io/progress.ts";
-import { native, type PredictorTrainer, type PredictorWeights } from "../native/index.ts";
+import { native, type PredictorTrainer } from "../native/index.ts";
 import type { LayerSamples } from "./samples.ts";
 
 /** What shapes the training of one predictor. */
@@ -32,8 +32,6 @@ export interface Training {
   epochs: number;
   seed: number;
   threads: number;
-  /** Weights to start from: those of a smaller rank are grown, without changing what they compute. */
-  start?: PredictorWeights | undefined;
   hyperparameters?: Hyperparameters;
 }
 
@@ -47,7 +45,6 @@ export async function train(
   const { dim, nNeurons } = samples;
   const { rank, seed, threads, epochs, hyperparameters = HYPERPARAMETERS } = training;
   const trainer = native().createTrainer({ dim, nNeurons, rank, seed, threads, ...hyperparameters });
-  if (training.start) trainer.setWeights(grow(training.start, trainer.weights()));
   const random = randomIndices(seed);
   const total = epochs * samples.train.length;
   for (let epoch = 0; epoch < epochs; epoch++) {
@@ -67,23 +64,6 @@ export async function train(
 /** Share of the highest learning rate: linear warm-up, then half a cosine to zero; `progress` in [0, 1]. */
 function schedule(progress: number): number {
   return Math.min(1, progress / WARMUP) * 0.5 * (1 + Math.cos(Math.PI * progress));
-}
-
-/**
- * `small` in the size of `fresh`: new hidden units keep their fresh input weights and contribute nothing yet, so that
- * the predictor computes what it did.
- */
-export function grow(small: PredictorWeights, fresh: PredictorWeights): PredictorWeights {
-  const [from, to] = [small.fc1Bias.length, fresh.fc1Bias.length];
-  const fc1 = fresh.fc1.slice();
-  fc1.set(small.fc1);
-  const fc1Bias = new Float32Array(to);
-  fc1Bias.set(small.fc1Bias);
-  const fc2 = new Float32Array(fresh.fc2.length);
-  for (let neuron = 0; neuron < small.fc2Bias.length; neuron++) {
-    fc2.set(small.fc2.subarray(neuron * from, (neuron + 1) * from), neuron * to);
-  }
-  return { fc1, fc1Bias, fc2, fc2Bias: small.fc2Bias };
 }
 
 /** A new random order of `rows` (Fisher and Yates). */

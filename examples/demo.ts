@@ -67,11 +67,14 @@ async function ask(): Promise<void> {
   }
 }
 
-const NEXT = `  node dist/cli/main.js run ${ARTIFACT} "It was a dark night"    another text
-  node dist/cli/main.js serve ${ARTIFACT}                        http://127.0.0.1:8080/v1 for any OpenAI client
-  node dist/cli/main.js inspect ${ARTIFACT}                      what is in the file
-  node dist/cli/main.js build ORG/NAME --corpus TEXT --vram 8G -o X.pi    a model of your own
-`;
+const NEXT = [
+  [`run ${ARTIFACT} "It was a dark night"`, "another text; without one it chats"],
+  [`serve ${ARTIFACT}`, "http://127.0.0.1:8080/v1 for any OpenAI client"],
+  [`inspect ${ARTIFACT}`, "what is in the file"],
+  ["build ORG/NAME --corpus TEXT --vram 8G -o X.pi", "a model of your own"],
+]
+  .map(([command, what]) => `  node dist/cli/main.js ${command!.padEnd(50)}  ${what}\n`)
+  .join("");
 
 try {
   await demo();

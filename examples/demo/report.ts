@@ -72,11 +72,11 @@ function printModes({ quality, speed, converted }: Results): void {
   console.log(`
 perplexity  on ${formatNumber(quality.tokens)} held-out tokens; recall weighted by contribution
 tokens/s    decoding one text with ${speed.threads} threads (${speed.isa}); weights ${converted.dtype}, ${formatBytes(converted.outputBytes)}
-limit       ${modes.map((mode) => `${mode} ${describeLimit(speed.modes[mode])}`).join("; ")}
+limit       what reading as much takes here: ${modes.map((mode) => `${mode} ${describeLimit(speed.modes[mode])}`).join(", ")}
 `);
 }
 
 function describeLimit({ limit }: ModeSpeed): string {
-  const where = limit.kind === "memory" ? "memory (DRAM)" : "the last-level cache, where all it reads fits";
-  return `${formatNumber(limit.bytesPerSecond / 1e9)} GB/s from ${where}`;
+  const where = limit.kind === "memory" ? "DRAM" : "last-level cache";
+  return `${formatNumber(limit.bytesPerSecond / 1e9)} GB/s (${where})`;
 }

@@ -51,8 +51,8 @@ export async function sizeLayer(
     const trainer = await train(samples, { rank, epochs, seed, threads }, `${label}, ${what} ${rank}`, context);
     return cheapest(samples, trainer, sizing);
   };
-  const rank = await cheapestRank(start, sizing, roundUp(samples.dim), (rank) => {
-    return attempt(rank, Math.ceil(TRIAL * sizing.epochs), "trying rank");
+  const rank = await cheapestRank(start, sizing, roundUp(samples.dim), (tried) => {
+    return attempt(tried, Math.ceil(TRIAL * sizing.epochs), "trying rank");
   });
   return attempt(rank, sizing.epochs, "rank");
 }
@@ -74,7 +74,8 @@ async function cheapestRank(
     smaller = best;
     best = larger;
   }
-  for (let rank = roundDown(start / GROWTH); !smaller && rank > 0; rank = roundDown(rank / GROWTH)) {
+  if (smaller) return best.stored.rank;
+  for (let rank = roundDown(start / GROWTH); rank > 0; rank = roundDown(rank / GROWTH)) {
     const candidate = await attempt(rank);
     if (!betterThanBest(candidate)) break;
     best = candidate;

@@ -60,7 +60,11 @@ describe("wrong arguments", () => {
       () => native().compareLogits(logits, logits, Int32Array.of(0, 3), 3),
       "below 3, got 3",
     ],
-    ["another array type", () => native().compareLogits(logits, logits, logits as never, 3), "targets: expected a typed array"],
+    [
+      "another array type",
+      () => native().compareLogits(logits, logits, logits as never, 3),
+      "targets: expected a typed array",
+    ],
   ])("%s", (_, call, message) => {
     expect(call).toThrow(message);
   });

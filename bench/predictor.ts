@@ -22,7 +22,7 @@ type Setting = Hyperparameters & {
   threads: number;
 };
 
-const DEFAULTS: Setting = { ...HYPERPARAMETERS, rank: 64, epochs: 8, samples: 32768, dtype: "f32", threads: 1 };
+const DEFAULTS: Setting = { ...HYPERPARAMETERS, rank: 64, epochs: 12, samples: 32768, dtype: "f32", threads: 1 };
 const RECALLS = [0.99, 0.995, 0.998];
 
 const [dir, layer, ...texts] = process.argv.slice(2);

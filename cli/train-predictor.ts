@@ -20,7 +20,7 @@ export function define(command: Command): void {
     )
     .addOption(new Option("--dtype <TYPE>", "of the matrices").choices(["auto", ...PREDICTOR_DTYPES]).default("auto"))
     .option("--samples <N>", "sampled rows of a layer to use at most", parseInteger(16), 32768)
-    .option("--epochs <N>", "passes over them; ranks are tried with a third as many", parseInteger(1), 12)
+    .option("--epochs <N>", "passes over them (default: until 240,000 rows were shown, four at least)", parseInteger(1))
     .option("--seed <N>", "of weights and order", parseInteger(0), 0)
     .option("--threads <N>", "default: all cores", parseInteger(1, 1024))
     .option("--force", "train again even if the predictors are up to date")

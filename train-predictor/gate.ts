@@ -43,14 +43,19 @@ export async function passGate(
   regrow: (recall: number) => Promise<Candidate>,
   context: StageContext,
 ): Promise<Passed> {
+  const { maxPerplexityRatio: limit } = gate;
   let candidate = start;
   let quality = await tryOut(candidate, recall, gate, context);
-  for (let round = 1; quality.perplexityRatio > gate.maxPerplexityRatio; round++) {
-    const tried = `perplexity ratio ${quality.perplexityRatio.toFixed(5)} at weighted recall ${recall.toFixed(5)}`;
+  for (let round = 1; !(quality.perplexityRatio <= limit); round++) {
+    const found = `${quality.perplexityRatio.toFixed(5)} at weighted recall ${recall.toFixed(5)}`;
     if (round === ROUNDS) {
-      throw new PiError("E_QUALITY", `expected a perplexity ratio of at most ${gate.maxPerplexityRatio}, got ${tried}`);
+      const { model } = candidate;
+      throw new PiError(
+        "E_QUALITY",
+        `${model}: expected a perplexity ratio of at most ${limit} with predictors, got ${found}`,
+      );
     }
-    context.warn(`${tried}, above ${gate.maxPerplexityRatio}: asking for fewer misses`);
+    context.warn(`perplexity ratio ${found}, above ${limit}: asking for fewer misses`);
     recall = 1 - (1 - recall) / 2;
     if (round % 2 === 0) candidate = await regrow(recall);
     quality = await tryOut(candidate, recall, gate, context);

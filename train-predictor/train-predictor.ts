@@ -34,7 +34,10 @@ export interface TrainPredictorOptions {
   dtype?: PredictorDType | "auto";
   /** Sampled rows of a layer to use at most. Default 32,768. */
   samples?: number;
-  /** Passes over the rows for the rank that is chosen; ranks are tried with a third of them. Default 12. */
+  /**
+   * Passes over the rows for the rank that is chosen; ranks are tried with a third of them. Default: as many as show it
+   * some 240,000 rows, four at least.
+   */
   epochs?: number;
   seed?: number;
   threads?: number;
@@ -50,6 +53,10 @@ export interface TrainPredictorResult {
   /** Expected bytes that a token reads in each layer's FFN, of all neurons and with the predictor. */
   ffnBytes: { dense: number; predictor: number }[];
 }
+
+/** What training shows a predictor unless told otherwise: fewer samples are shown more often (docs/log.md). */
+const ROWS_SHOWN = 240_000;
+const MIN_EPOCHS = 4;
 
 export const predictorsPath = (dir: string): string => join(dir, "predictors.safetensors");
 
@@ -105,7 +112,7 @@ interface Plan {
   maxPerplexityRatio: number;
   dtypes: readonly PredictorDType[];
   samples: number;
-  epochs: number;
+  epochs: number | null;
   seed: number;
   threads: number;
   origin: Provenance;
@@ -176,7 +183,8 @@ async function sizeLayers(
   for (let layer = 0; layer < nLayers; layer++) {
     context.signal.throwIfAborted();
     const samples = await loadSamples(samplesPath(plan.dir, layer), plan.model.weights, plan.samples);
-    const sizing: Sizing = { ...plan, recall, seed: plan.seed + layer };
+    const epochs = plan.epochs ?? Math.max(MIN_EPOCHS, Math.round(ROWS_SHOWN / samples.train.length));
+    const sizing: Sizing = { ...plan, recall, epochs, seed: plan.seed + layer };
     layers.push(await sizeLayer(samples, sizing, `train layer ${layer}`, context, previous?.[layer]?.stored.rank));
   }
   return layers;

@@ -55,7 +55,7 @@ export async function train(
       const done = epoch * order.length + at;
       const rate = hyperparameters.learningRate * schedule((done + rows.length / 2) / total);
       const loss = await trainer.epoch(samples.hidden, samples.contributions, rows, hyperparameters.batch, rate);
-      context.progress({ label, done: done + rows.length, total, unit: "steps", note: `loss ${loss.toFixed(4)}` });
+      context.progress({ label, done: done + rows.length, total, unit: "tokens", note: `loss ${loss.toFixed(4)}` });
     }
   }
   return trainer;

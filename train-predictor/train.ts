@@ -15,10 +15,10 @@ export interface Hyperparameters {
 
 /** Measured: docs/log.md, 2026-11-21. */
 export const HYPERPARAMETERS: Hyperparameters = {
-  learningRate: 0.01,
+  learningRate: 0.007,
   weightDecay: 0.01,
   contributionWeight: 0.5,
-  batch: 256,
+  batch: 128,
 };
 
 /** Share of the updates over which the learning rate rises. */

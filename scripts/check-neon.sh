@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../native"
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 aarch64-linux-gnu-g++ -std=c++20 -O1 -ffp-contract=off -Wall -Wextra -I. -static \
-  base/thread_pool.cc kernels/*.cc engine/sampler.cc checks/*.cc -o "$out/pi_checks" -lpthread
+  base/thread_pool.cc kernels/*.cc engine/sampler.cc train/*.cc checks/*.cc -o "$out/pi_checks" -lpthread
 if command -v qemu-aarch64-static >/dev/null; then
   qemu-aarch64-static "$out/pi_checks"
 else

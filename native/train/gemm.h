@@ -23,7 +23,7 @@ inline Operand transposed(const float* data, int cols) { return {data, 1, cols};
 // Keeps the packing buffers between calls; one call at a time.
 class Gemm {
  public:
-  explicit Gemm(ThreadPool& pool) : pool_(pool), math_(math()) {}
+  explicit Gemm(ThreadPool& pool, const Math& isa = math()) : pool_(pool), math_(isa) {}
 
   // c [m, n] row-major = a [m, k] · b [k, n]. Each element is summed over k in an order that depends on neither
   // threads nor m and n.

@@ -55,7 +55,9 @@ inline float loss_block(const LossRow& o, const uint8_t* contributions, float* s
 double loss(const LossRow& o) {
   double total = 0;
   int start = 0;
-  for (; start + kLossBlock <= o.n; start += kLossBlock) total += loss_block(o, o.contributions + start, o.scores + start);
+  for (; start + kLossBlock <= o.n; start += kLossBlock) {
+    total += loss_block(o, o.contributions + start, o.scores + start);
+  }
   if (start == o.n) return total;
   // The rest is padded with idle neurons whose score is so low that they lose nothing.
   uint8_t contributions[kLossBlock] = {};

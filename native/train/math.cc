@@ -1,7 +1,5 @@
 #include "train/math.h"
 
-#include <string_view>
-
 #include "kernels/kernels.h"
 
 namespace pi::train {
@@ -12,12 +10,13 @@ extern const Math* const kAvx2Math;
 extern const Math* const kAvx512Math;
 extern const Math* const kNeonMath;
 
-const Math& math() {
-  const std::string_view wanted = kernels::active().name;
+const Math& math_of(std::string_view isa) {
   for (const Math* table : {kAvx2Math, kAvx512Math, kNeonMath}) {
-    if (table && wanted == table->name) return *table;
+    if (table && isa == table->name) return *table;
   }
   return *kScalarMath;
 }
+
+const Math& math() { return math_of(kernels::active().name); }
 
 }  // namespace pi::train

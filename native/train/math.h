@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 
 namespace pi::train {
 
@@ -41,6 +42,9 @@ struct Math {
   double (*loss)(const LossRow&);
   void (*adam)(const AdamStep&);
 };
+
+// The table of an instruction set by its name in kernels::Table.
+const Math& math_of(std::string_view isa);
 
 // The table of the instruction set that kernels::active() chose.
 const Math& math();

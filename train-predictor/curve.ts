@@ -1,3 +1,5 @@
+import type { PredictorMetrics } from "../formats/predictors.ts";
+
 /** Bins of the recall curve: scores by the upper bits of their order-preserving integer, a relative width of 2^-8. */
 const BIN_BITS = 17;
 const BINS = 2 ** BIN_BITS;
@@ -5,14 +7,7 @@ const BINS = 2 ** BIN_BITS;
 const MAX_F32 = (2 - 2 ** -23) * 2 ** 127;
 
 /** What a threshold gives on held-out rows. All are shares in [0, 1]. */
-export interface OperatingPoint {
-  threshold: number;
-  recall: number;
-  weightedRecall: number;
-  precision: number;
-  trueSparsity: number;
-  predictedSparsity: number;
-}
+export type OperatingPoint = Omit<PredictorMetrics, "rank" | "bytes">;
 
 /**
  * The whole recall-cost curve of one layer's predictor: a histogram of its scores, so that rows are added batch by batch

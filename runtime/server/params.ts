@@ -37,7 +37,7 @@ export class Params {
     return checkArray(name, this.raw(name), max);
   }
 
-  /** Refuses a parameter that would change the answer and is not implemented; `neutral` are values that ask for nothing. */
+  /** Refuses a parameter that would change the answer and is not supported; `neutral` are values that ask for nothing. */
   refuse(name: string, neutral: readonly unknown[] = []): void {
     const value = this.raw(name);
     if (value === undefined || neutral.includes(value)) return;

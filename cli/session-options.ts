@@ -1,6 +1,7 @@
 import { type Command, Option } from "commander";
 import { FFN_MODE, type FfnMode } from "../native/index.ts";
 import type { LoadOptions } from "../runtime/load.ts";
+import { DEFAULT_DRAFTS, MAX_ROWS } from "../runtime/speculation.ts";
 import { SAMPLING_PARAMETERS, type SamplingOptions, type SamplingParameter, SEED_RANGE } from "../runtime/sampling.ts";
 import { parseInteger, parseNumber } from "./sizes.ts";
 
@@ -10,6 +11,7 @@ export interface SessionFlags {
   threads?: number;
   ctx?: number;
   predictors?: string;
+  speculate: number;
   verify: boolean;
 }
 
@@ -26,12 +28,19 @@ export function addSessionOptions(command: Command): Command {
       parseInteger(1),
     )
     .option("--predictors <FILE>", "predictors.safetensors to use with a converted model")
+    .option(
+      "--speculate <N>",
+      "guess up to N tokens ahead from what the text repeats; the text stays the same; 0: never",
+      parseInteger(0, MAX_ROWS - 1),
+      DEFAULT_DRAFTS,
+    )
     .option("--no-verify", "skip the checksums of the weights");
 }
 
-export function loadOptions({ mode, threads, ctx, predictors, verify }: SessionFlags): LoadOptions {
+export function loadOptions({ mode, threads, ctx, predictors, speculate, verify }: SessionFlags): LoadOptions {
   return {
     verify,
+    maxDrafts: speculate,
     ...(mode && { mode }),
     ...(threads && { threads }),
     ...(ctx && { contextTokens: ctx }),

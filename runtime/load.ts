@@ -17,6 +17,8 @@ export interface LoadOptions extends OpenModelOptions {
   name?: string;
   /** Sequences computed together at most; the default KV cache has room for as many. */
   maxSequences?: number;
+  /** Draft tokens of a sequence in a step at most (default 0). */
+  maxDrafts?: number;
 }
 
 /**
@@ -44,7 +46,7 @@ export async function loadSession(path: string, options: LoadOptions = {}): Prom
         samplingDefaults: samplingDefaults(generationConfig, `${path}/generation_config.json`),
         stopTokens: new Set([...tokenizer.eosTokens, ...open.config.eosTokens]),
       },
-      { maxSequences },
+      { maxSequences, maxDrafts: options.maxDrafts ?? 0 },
     );
   } catch (error) {
     open.close();

@@ -1,8 +1,9 @@
 import { setImmediate } from "node:timers/promises";
 import { PiError } from "../formats/errors.ts";
-import type { Engine, FfnMode, StepResult } from "../native/index.ts";
+import { type Engine, type FfnMode, KV_BLOCK, type StepResult } from "../native/index.ts";
 import { blocksFor, KvBlocks } from "./kv-blocks.ts";
-import { type EndReason, Sequence, type SequenceListener, type SequenceRequest } from "./sequence.ts";
+import { type EndReason, type ScoredToken, Sequence, type SequenceListener, type SequenceRequest } from "./sequence.ts";
+import { Speculation } from "./speculation.ts";
 import { buildStep, type Chunk, type Output } from "./step-batch.ts";
 
 /** Sequences in a step at most, unless told otherwise. */
@@ -19,6 +20,8 @@ export interface SchedulerOptions {
   stepRows?: number;
   /** Rows in a step at most while something decodes: what one long prompt may add to everyone's next token. */
   mixedRows?: number;
+  /** Draft tokens of a sequence in a step at most; 0, the default, is no speculation. */
+  maxDrafts?: number;
 }
 
 /** What the scheduler is doing, and has done since it began. */
@@ -31,6 +34,9 @@ export interface SchedulerStats {
   rows: number;
   stepSeconds: number;
   preemptions: number;
+  /** Guessed tokens that were computed, and those of them that came true. */
+  drafted: number;
+  accepted: number;
 }
 
 const NO_TOP = { tokens: new Int32Array(0), logprobs: new Float32Array(0) };
@@ -39,7 +45,8 @@ const NO_TOP = { tokens: new Int32Array(0), logprobs: new Float32Array(0) };
  * Continuous batching over one engine. Every iteration plans one step for all sequences: a row for each that decodes,
  * and what the row budget leaves in equal shares for those whose prompt is not computed yet. Sequences start in order of
  * arrival, as soon as their prompt's blocks are free. When a growing sequence finds no block, the youngest one gives
- * up its blocks and computes them again later; the oldest always gets on.
+ * up its blocks and computes them again later; the oldest always gets on. A sequence may put guesses behind its last
+ * token; each token that proves them right comes a step earlier, and is the one that would have come anyway.
  */
 export class Scheduler {
   /** Sequences in a step at most. */
@@ -49,6 +56,7 @@ export class Scheduler {
   readonly #stepRows: number;
   readonly #mixedRows: number;
   readonly #blocks: KvBlocks;
+  readonly #speculation: Speculation;
   /** Both in order of arrival, and everything running arrived before everything waiting. */
   readonly #running: Sequence[] = [];
   readonly #waiting: Sequence[] = [];
@@ -58,6 +66,8 @@ export class Scheduler {
   #rows = 0;
   #stepSeconds = 0;
   #preemptions = 0;
+  #drafted = 0;
+  #accepted = 0;
 
   constructor(engine: Engine, options: SchedulerOptions) {
     this.#engine = engine;
@@ -66,6 +76,7 @@ export class Scheduler {
     this.#stepRows = Math.max(options.stepRows ?? 256, this.maxSequences + 1);
     this.#mixedRows = Math.max(options.mixedRows ?? 64, this.maxSequences + 1);
     this.#blocks = new KvBlocks(options.kvBlocks);
+    this.#speculation = new Speculation(options.maxDrafts ?? 0);
   }
 
   stats(): SchedulerStats {
@@ -78,6 +89,8 @@ export class Scheduler {
       rows: this.#rows,
       stepSeconds: this.#stepSeconds,
       preemptions: this.#preemptions,
+      drafted: this.#drafted,
+      accepted: this.#accepted,
     };
   }
 
@@ -133,7 +146,21 @@ export class Scheduler {
       left -= rows;
       if (rows > 0) chunks.push({ sequence, rows });
     });
+    if (chunks.length > 0 && prefilling.length === 0) this.#addDrafts(chunks.map(({ sequence }) => sequence));
     return chunks;
+  }
+
+  /** Puts guesses behind the last tokens of decoding sequences, where blocks are free that nobody will soon need. */
+  #addDrafts(sequences: readonly Sequence[]): void {
+    const planned = this.#speculation.plan(sequences);
+    sequences.forEach((sequence, i) => {
+      const wanted = sequence.length + planned[i]!;
+      while (sequence.blocks.length < blocksFor(wanted) && this.#blocks.available > this.#running.length) {
+        sequence.blocks.push(this.#blocks.take()!);
+      }
+      sequence.drafts = Math.min(wanted, sequence.blocks.length * KV_BLOCK) - sequence.length;
+      sequence.lookup?.draft(sequence.drafts);
+    });
   }
 
   /** Starts waiting sequences while there are blocks for all they have, and one to spare for each that runs. */
@@ -177,17 +204,25 @@ export class Scheduler {
     }
     this.#steps++;
     this.#rows += batch.tokens.length;
-    this.#stepSeconds += (performance.now() - started) / 1000;
-    for (const { sequence, rows } of chunks) sequence.computed += rows;
+    const seconds = (performance.now() - started) / 1000;
+    this.#stepSeconds += seconds;
+    if (chunks.every(({ sequence }) => sequence.isDecoding)) this.#speculation.observe(batch.tokens.length, seconds);
+    for (const { sequence, rows } of chunks) {
+      sequence.computed += rows;
+      this.#drafted += sequence.drafts;
+    }
     outputs.forEach((output, i) => this.#deliver(output, result, i));
     for (const { sequence } of chunks) {
       if (sequence.request.maxTokens === 0 && sequence.pending === 0) this.#end(sequence, "length");
     }
   }
 
-  /** Hands output `i` of a step to its sequence's listener. A listener that throws ends its own sequence only. */
-  #deliver({ sequence, kind }: Output, result: StepResult, i: number): void {
-    if (sequence.ended) return;
+  /**
+   * Hands output `i` of a step to its sequence's listener, unless its row followed a guess that did not come true. A
+   * listener that throws ends its own sequence only.
+   */
+  #deliver({ sequence, position, kind }: Output, result: StepResult, i: number): void {
+    if (sequence.ended || position >= sequence.computed) return;
     const scored = { token: result.tokens![i]!, logprob: result.logprobs![i]!, top: result.top?.[i] ?? NO_TOP };
     try {
       if (kind === "score") {
@@ -195,12 +230,24 @@ export class Scheduler {
         sequence.listener.prompt(scored);
         return;
       }
-      sequence.tokens[sequence.length++] = scored.token;
+      this.#append(sequence, scored);
       if (!sequence.listener.token(scored)) this.#end(sequence, "stop");
       else if (sequence.length === sequence.tokens.length) this.#end(sequence, "length");
     } catch (error) {
       this.#end(sequence, error as Error);
     }
+  }
+
+  /** Adds the next token. Where it is the one that was guessed, its row is computed already. */
+  #append(sequence: Sequence, { token }: ScoredToken): void {
+    if (sequence.drafts > 0 && sequence.tokens[sequence.length] === token) {
+      sequence.drafts--;
+      sequence.computed++;
+      this.#accepted++;
+    } else {
+      sequence.drafts = 0;
+    }
+    sequence.tokens[sequence.length++] = token;
   }
 
   #end(sequence: Sequence, outcome: EndReason | Error): void {

@@ -1,3 +1,4 @@
+import type { PromptLookup } from "./prompt-lookup.ts";
 import type { Sampling } from "./sampling.ts";
 
 /** One text to continue. */
@@ -36,9 +37,13 @@ export interface SequenceListener {
 export class Sequence {
   readonly request: SequenceRequest;
   readonly listener: SequenceListener;
-  /** Prompt and output; only the first `length` are set. */
+  /** Prompt and output; the first `length` are set, and then `drafts` that are guessed. */
   readonly tokens: Int32Array;
   length: number;
+  /** Guessed tokens in the step under way that may still come true. */
+  drafts = 0;
+  /** Where guesses come from; made when one is first asked for. */
+  lookup: PromptLookup | undefined;
   /** Positions whose keys and values are in the cache. */
   computed = 0;
   /** Prompt scores delivered; they are not asked for again when the prompt is computed again. */

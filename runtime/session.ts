@@ -8,7 +8,7 @@ import { encodeChat } from "./chat-prompt.ts";
 import { type GenerateOptions, Generation } from "./generate.ts";
 import { ParameterError } from "./parameters.ts";
 import { resolveSampling, type Sampling, type SamplingOptions, type SamplingParameter } from "./sampling.ts";
-import { Scheduler } from "./scheduler.ts";
+import { Scheduler, type SchedulerOptions } from "./scheduler.ts";
 
 /** Everything that serving needs of a model: the engine, and how text gets in and out. */
 export interface RuntimeModel {
@@ -39,7 +39,7 @@ export class Session {
   /** One template runs at a time, so that many requests need no more than one interpreter. */
   #templating: Promise<unknown> = Promise.resolve();
 
-  constructor(model: RuntimeModel, options: { maxSequences?: number } = {}) {
+  constructor(model: RuntimeModel, options: Pick<SchedulerOptions, "maxSequences" | "maxDrafts"> = {}) {
     const { config, engine, kvTokens } = model.open;
     this.model = model;
     this.scheduler = new Scheduler(engine, { kvBlocks: Math.floor(kvTokens / KV_BLOCK), mode: model.mode, ...options });

@@ -2,7 +2,7 @@ import { FFN_MODE, type Choice, type FfnMode, type StepBatch } from "../native/i
 import { choiceOf, NEUTRAL_SAMPLING } from "./sampling.ts";
 import type { Sequence } from "./sequence.ts";
 
-/** The next `rows` uncomputed tokens of a sequence. */
+/** The next `rows` uncomputed tokens of a sequence, and its drafts behind them. */
 export interface Chunk {
   sequence: Sequence;
   rows: number;
@@ -11,12 +11,13 @@ export interface Chunk {
 /** What an output row is for: the probability of a prompt token, or the next token. */
 export interface Output {
   sequence: Sequence;
+  position: number;
   kind: "score" | "sample";
 }
 
 /** Lays chunks out as one engine step. Costs O(rows), and reads nothing but the chunks. */
 export function buildStep(chunks: readonly Chunk[], mode: FfnMode): { batch: StepBatch; outputs: Output[] } {
-  const rows = chunks.reduce((sum, chunk) => sum + chunk.rows, 0);
+  const rows = chunks.reduce((sum, chunk) => sum + chunk.rows + chunk.sequence.drafts, 0);
   const tokens = new Int32Array(rows);
   const positions = new Int32Array(rows);
   const sequences = new Int32Array(rows);
@@ -25,8 +26,8 @@ export function buildStep(chunks: readonly Chunk[], mode: FfnMode): { batch: Ste
   const outputRows: number[] = [];
   const choose: Choice[] = [];
   let row = 0;
-  chunks.forEach(({ sequence, rows: count }, index) => {
-    for (let i = 0; i < count; i++, row++) {
+  chunks.forEach(({ sequence, rows: known }, index) => {
+    for (let i = 0; i < known + sequence.drafts; i++, row++) {
       const position = sequence.computed + i;
       tokens[row] = sequence.tokens[position]!;
       positions[row] = position;
@@ -35,7 +36,7 @@ export function buildStep(chunks: readonly Chunk[], mode: FfnMode): { batch: Ste
       const choice = choiceAt(sequence, position);
       if (choice === undefined) continue;
       outputRows.push(row);
-      outputs.push({ sequence, kind: choice.target < 0 ? "sample" : "score" });
+      outputs.push({ sequence, position, kind: choice.target < 0 ? "sample" : "score" });
       choose.push(choice);
     }
   });
@@ -61,7 +62,7 @@ function rowMode(sequence: Sequence, position: number, mode: FfnMode): FfnMode {
   return sequence.request.scorePrompt && mode === "predictor" ? mode : "dense";
 }
 
-/** What the row at `position` is asked for; undefined: nothing. */
+/** What the row at `position` is asked for; undefined: nothing. A draft's row is asked for what follows if it comes true. */
 function choiceAt(sequence: Sequence, position: number): Choice | undefined {
   const { request, tokens, length, promptLength } = sequence;
   if (position + 1 < promptLength) {
@@ -69,7 +70,7 @@ function choiceAt(sequence: Sequence, position: number): Choice | undefined {
     return { ...choiceOf(NEUTRAL_SAMPLING, tokens, 0, request.topLogprobs), target: tokens[position + 1]! };
   }
   if (position + 1 < length || request.maxTokens === 0) return undefined;
-  return choiceOf(request.sampling, tokens.subarray(0, length), promptLength, request.topLogprobs);
+  return choiceOf(request.sampling, tokens.subarray(0, position + 1), promptLength, request.topLogprobs);
 }
 
 function blockTables(chunks: readonly Chunk[]): Pick<StepBatch, "blockTables" | "blocksPerSequence"> {

@@ -18,6 +18,8 @@ const COUNTERS: [string, string, Reading][] = [
   ["pi_step_rows_total", "rows of all steps", (s) => s.rows],
   ["pi_step_seconds_total", "time in engine steps", (s) => s.stepSeconds],
   ["pi_preemptions_total", "sequences that gave up their KV blocks", (s) => s.preemptions],
+  ["pi_draft_tokens_total", "guessed tokens that were computed", (s) => s.drafted],
+  ["pi_draft_tokens_accepted_total", "guessed tokens that came true", (s) => s.accepted],
 ];
 
 /** Of a server whose model is still loading. */
@@ -30,6 +32,8 @@ const NO_STATS: SchedulerStats = {
   rows: 0,
   stepSeconds: 0,
   preemptions: 0,
+  drafted: 0,
+  accepted: 0,
 };
 
 /** What `/metrics` shows, of one server. Labels take few values, none of them from requests. */

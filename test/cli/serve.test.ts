@@ -58,6 +58,23 @@ test("answers as pi run does, alone and in company, streamed and whole", async (
   expect(run.text).toBe(alone[0]);
 });
 
+test("counts its guesses, makes none with --speculate 0, and says the same", async () => {
+  const request = { prompt: "abcabcabc", max_tokens: 100 };
+  const answers = [];
+  for (const args of [[], ["--speculate", "0"]]) {
+    const { client, greedy, url } = await serve(...args);
+    const { choices, usage } = await client.completions.create({ ...greedy, ...request });
+    answers.push({ text: choices[0]!.text, usage });
+    const drafted = await gauge(url, "pi_draft_tokens_total");
+    const accepted = await gauge(url, "pi_draft_tokens_accepted_total");
+    if (args.length === 0) expect(accepted).toBeGreaterThan(0);
+    else expect(drafted).toBe(0);
+    expect(drafted).toBeGreaterThanOrEqual(accepted);
+    child!.kill("SIGKILL");
+  }
+  expect(answers[1]).toEqual(answers[0]);
+});
+
 test("scores a text exactly as it was generated", async () => {
   const { client, greedy } = await serve("--mode", "exact");
   const prompt = [1, 40, 41, 42];
@@ -141,6 +158,7 @@ test.each([
   [["--host", "0.0.0.0"], 2, /--host 0\.0\.0\.0: others can reach it; expected .* an --api-key \[E_EXPOSED\]/],
   [["--api-key", ""], 2, /--api-key: expected a key, got an empty one/],
   [["--port", "70000"], 2, /Expected a whole number from 0 to 65535/],
+  [["--speculate", "16"], 2, /--speculate <N>.* Expected a whole number from 0 to 15/],
   [["--mode", "psychic"], 2, /Allowed choices are dense, exact, predictor/],
   [["--mode", "predictor"], 1, /mode predictor needs predictors, this model has none/],
 ])("refuses %j", async (args, code, message) => {

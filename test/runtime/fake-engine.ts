@@ -19,6 +19,9 @@ export const hashScript: Script = (history, choice) => {
   return (hash >>> 8) % 256;
 };
 
+/** One of four letters that depends on the two tokens before and the seed: sooner or later a loop. */
+export const loopScript: Script = (history, choice) => 97 + (hashScript(history.slice(-2), choice) % 4);
+
 /** Continues every prompt with `text`, then ends. */
 export function textScript(text: string): Script {
   const bytes = [...new TextEncoder().encode(text)];
@@ -96,6 +99,9 @@ export class FakeEngine implements Engine {
       { length: batch.positions[row]! + 1 },
       (_, position) => this.#cells[this.#cell(batch, row, position)]!,
     );
+    const seen = history.map((value) => value >> 2);
+    if (choice.history.length > 0 && `${choice.history}` !== `${seen}`)
+      throw new Error("penalties look at other tokens");
     return this.#script(history, choice);
   }
 

@@ -5,7 +5,8 @@ import { FFN_MODE } from "../../native/index.ts";
 import { NEUTRAL_SAMPLING } from "../../runtime/sampling.ts";
 import { Scheduler, type SchedulerOptions } from "../../runtime/scheduler.ts";
 import type { EndReason, SequenceRequest } from "../../runtime/sequence.ts";
-import { FakeEngine, fakeLogprob, hashScript } from "./fake-engine.ts";
+import { MAX_ROWS } from "../../runtime/speculation.ts";
+import { FakeEngine, fakeLogprob, hashScript, loopScript, type Script } from "./fake-engine.ts";
 
 interface Job {
   prompt: number[];
@@ -15,15 +16,16 @@ interface Job {
 }
 
 function request({ prompt, maxTokens, seed, scorePrompt }: Job): SequenceRequest {
-  return { prompt, maxTokens, sampling: { ...NEUTRAL_SAMPLING, seed }, topLogprobs: 1, scorePrompt };
+  const sampling = { ...NEUTRAL_SAMPLING, presencePenalty: 1, seed };
+  return { prompt, maxTokens, sampling, topLogprobs: 1, scorePrompt };
 }
 
 /** What a job generates alone: prompt rows dense, output rows exact. */
-function reference({ prompt, maxTokens, seed }: Job): number[] {
+function reference({ prompt, maxTokens, seed }: Job, script: Script = hashScript): number[] {
   const history = prompt.map((token) => token * 4 + FFN_MODE.dense);
   const output: number[] = [];
   while (output.length < maxTokens) {
-    const token = hashScript(history, { seed } as never);
+    const token = script(history, { seed } as never);
     output.push(token);
     history.push(token * 4 + FFN_MODE.exact);
   }
@@ -66,7 +68,7 @@ function text(length: number, salt: number): number[] {
   return Array.from({ length }, (_, i) => (i * 31 + salt) % 256);
 }
 
-test("outputs do not depend on batch, budgets, preemption or cancelled neighbours, and no block leaks", async () => {
+test("outputs do not depend on batch, budgets, drafts, preemption or cancelled neighbours, and no block leaks", async () => {
   const jobs = fc.array(
     fc.record({ job, arrival: fc.nat(40), fate: fc.constantFrom("end", "end", "cancel", "stop") }),
     {
@@ -79,10 +81,12 @@ test("outputs do not depend on batch, budgets, preemption or cancelled neighbour
     maxSequences: fc.integer({ min: 1, max: 8 }),
     stepRows: fc.integer({ min: 1, max: 200 }),
     mixedRows: fc.integer({ min: 1, max: 50 }),
+    maxDrafts: fc.nat(8),
   });
+  const scripts = fc.constantFrom(hashScript, loopScript);
   await fc.assert(
-    fc.asyncProperty(jobs, options, async (plan, settings) => {
-      const engine = new FakeEngine(settings.kvBlocks);
+    fc.asyncProperty(jobs, options, scripts, async (plan, settings, script) => {
+      const engine = new FakeEngine(settings.kvBlocks, script);
       const scheduler = new Scheduler(engine, { mode: "exact", ...settings });
       const records: Record[] = [];
       for (const { job: each, fate, arrival } of plan.toSorted((a, b) => a.arrival - b.arrival)) {
@@ -99,7 +103,7 @@ test("outputs do not depend on batch, budgets, preemption or cancelled neighbour
         .toSorted((a, b) => a.arrival - b.arrival)
         .forEach(({ job: each, fate }, i) => {
           const { output, scores, outcome } = records[i]!;
-          const whole = reference(each);
+          const whole = reference(each, script);
           expect(output).toEqual(whole.slice(0, output.length));
           if (fate === "end") expect([outcome, output.length]).toEqual(["length", whole.length]);
           if (fate === "stop" && whole.length > 5) expect([outcome, output.length]).toEqual(["stop", 5]);
@@ -118,7 +122,8 @@ function checkSteps(engine: FakeEngine, options: Required<Omit<SchedulerOptions,
   for (const { tokens, sequences, modes } of engine.steps) {
     expect(new Set(sequences).size).toBeLessThanOrEqual(options.maxSequences);
     const limit = modes.includes(FFN_MODE.exact) ? Math.max(options.mixedRows, options.stepRows) : options.stepRows;
-    expect(tokens.length).toBeLessThanOrEqual(Math.max(limit, options.maxSequences + 1));
+    const drafting = options.maxDrafts > 0 ? MAX_ROWS : 0;
+    expect(tokens.length).toBeLessThanOrEqual(Math.max(limit, options.maxSequences + 1, drafting));
   }
 }
 
@@ -130,7 +135,7 @@ test("the youngest sequence makes room and comes back with the same tokens and s
   await Promise.all(records.map((record, i) => record.done.then(() => finished.push(i))));
   expect(scheduler.stats().preemptions).toBeGreaterThan(0);
   expect(finished).toEqual([0, 1, 2]);
-  expect(records.map((record) => record.output)).toEqual(jobs.map(reference));
+  expect(records.map((record) => record.output)).toEqual(jobs.map((each) => reference(each)));
   expect(records.map((record) => record.scores)).toEqual(jobs.map((each) => each.prompt.slice(1)));
 });
 
@@ -241,4 +246,21 @@ test("scores carry the probability of the prompt's own tokens", async () => {
     });
   });
   expect(scores).toEqual([8, 7].map((token) => [token, Math.fround(fakeLogprob(token, 0))]));
+});
+
+test("guesses that come true save steps, never change a token, and end where the sequence ends", async () => {
+  const each = { prompt: [1, 2], maxTokens: 200, seed: 3, scorePrompt: false };
+  const whole = reference(each, loopScript);
+  for (const stopAfter of [Infinity, 100, 101, 102, 103, 104, 105]) {
+    const engine = new FakeEngine(16, loopScript);
+    const scheduler = new Scheduler(engine, { kvBlocks: 16, mode: "exact", maxDrafts: 8 });
+    const record = start(scheduler, each, stopAfter);
+    await record.done;
+    expect(record.output).toEqual(whole.slice(0, stopAfter));
+    const { steps, drafted, accepted, rows } = scheduler.stats();
+    expect(accepted).toBeGreaterThan(40);
+    expect(drafted).toBeGreaterThanOrEqual(accepted);
+    expect(rows).toBe(each.prompt.length + steps - 1 + drafted);
+    if (stopAfter === Infinity) expect(steps + accepted).toBe(whole.length);
+  }
 });

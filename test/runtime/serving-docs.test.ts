@@ -2,6 +2,7 @@ import { readFile } from "node:fs/promises";
 import { expect, test } from "vitest";
 import { SAMPLING_PARAMETERS } from "../../runtime/sampling.ts";
 import { DEFAULT_SEQUENCES } from "../../runtime/scheduler.ts";
+import { DEFAULT_DRAFTS, MAX_ROWS } from "../../runtime/speculation.ts";
 import { LIMITS } from "../../runtime/server/requests.ts";
 
 test("docs/serving.md says what the code accepts", async () => {
@@ -15,4 +16,6 @@ test("docs/serving.md says what the code accepts", async () => {
   expect(row("stop")).toContain(`up to ${LIMITS.stops} texts of 1 to ${LIMITS.stopLength} characters`);
   expect(row("logprobs")).toContain(`0 to ${LIMITS.logprobs} most likely`);
   expect(page).toContain(`\`--parallel\` requests (${DEFAULT_SEQUENCES})`);
+  expect(page).toContain(`\`--speculate\` (${DEFAULT_DRAFTS};`);
+  expect(page).toContain(`once ${MAX_ROWS} rows are full`);
 });

@@ -10,9 +10,9 @@ import { join } from "node:path";
 import { convert } from "../convert/convert.ts";
 import type { WeightDType } from "../formats/dtypes.ts";
 import { silentContext } from "../io/progress.ts";
-import { writeLlamaCheckpoint } from "./checkpoint.ts";
+import { SHAPES, writeCheckpoint } from "./synthetic.ts";
 
-const SIZE = { dim: 2048, nNeurons: 8192, nLayers: 6, vocabSize: 16_384 };
+const SHAPE = { ...SHAPES["1.26b"], nNeurons: 8192, vocabSize: 16_384 };
 const RUNS: readonly (readonly ["f16" | "f32", WeightDType])[] = [
   ["f16", "f16"],
   ["f16", "bf16"],
@@ -28,7 +28,8 @@ try {
   const results: Record<string, { megabytesPerSecond: number; cpuSecondsPerGigabyte: number }> = {};
   for (const [from, dtype] of RUNS) {
     const source = join(folder, from);
-    if (!existsSync(source)) await writeLlamaCheckpoint(source, { ...SIZE, nLayers: from === "f32" ? 3 : 6 }, from);
+    if (!existsSync(source))
+      await writeCheckpoint(source, { ...SHAPE, nLayers: from === "f32" ? 3 : 6 }, { dtype: from });
     const before = process.cpuUsage();
     const { sourceBytes, seconds } = await convert({ source, output: join(folder, "out"), dtype }, quiet);
     const { user, system } = process.cpuUsage(before);

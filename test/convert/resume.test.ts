@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
-import { writeLlamaCheckpoint } from "../../bench/checkpoint.ts";
+import { SHAPES, writeCheckpoint } from "../../bench/synthetic.ts";
 import { convert, type ConvertOptions } from "../../convert/convert.ts";
 import { silentContext } from "../../io/progress.ts";
 import { readSafetensors } from "../../io/safetensors-file.ts";
@@ -182,7 +182,7 @@ test("a process that is killed leaves no model, and the next one ends with the s
 
 test("memory is bounded by the largest tensor, not by the model", async () => {
   const source = join(output, "source");
-  const bytes = await writeLlamaCheckpoint(source, { dim: 2048, nNeurons: 8192, nLayers: 2, vocabSize: 4096 });
+  const bytes = await writeCheckpoint(source, { ...SHAPES["1.26b"], nNeurons: 8192, nLayers: 2, vocabSize: 4096 });
   const largest = 2048 * 8192 * 2;
   expect(bytes).toBeGreaterThan(8 * largest);
   const { signal, maxResident } = await inChild({ source, output: join(output, "out"), dtype: "q8_0" });

@@ -1,12 +1,12 @@
 /** Opening a converted model or an artifact: the header is checked against the config before anything is mapped. */
-import { createHash } from "node:crypto";
 import { stat } from "node:fs/promises";
 import { join } from "node:path";
 import { DTYPES, tensorBytes, WEIGHT_DTYPES, type DType, type WeightDType } from "../formats/dtypes.ts";
 import { check, PiError } from "../formats/errors.ts";
 import { canonicalJson, type Provenance } from "../formats/provenance.ts";
 import { storedShape, type SafetensorsFile } from "../formats/safetensors.ts";
-import { hashRange, sha256 } from "../io/hash.ts";
+import { sha256 } from "../io/hash.ts";
+import { hashRanges } from "../io/hash-ranges.ts";
 import { readSafetensors } from "../io/safetensors-file.ts";
 import { checkConfig } from "./check-config.ts";
 import type { ModelConfig } from "./config.ts";
@@ -144,18 +144,13 @@ export function weightsIdentity(config: ModelConfig, tensors: string): string {
 }
 
 /** Reads every tensor and compares its sha256 with the one recorded. Throws `E_CHECKSUM` naming the first that differs. */
-export async function verifyTensors(
-  file: Pick<ModelFile, "path" | "tensors">,
-  onBytes?: (bytes: number) => void,
-): Promise<void> {
-  for (const [name, tensor] of file.tensors) {
-    const hash = createHash("sha256");
-    await hashRange(hash, file.path, tensor.offset, tensor.offset + tensor.bytes, onBytes);
-    const actual = hash.digest("hex");
+export async function verifyTensors(file: Pick<ModelFile, "path" | "tensors">): Promise<void> {
+  const hashes = await hashRanges(file.path, [...file.tensors.values()]);
+  [...file.tensors].forEach(([name, { sha256: expected }], i) => {
     check(
-      actual === tensor.sha256,
+      hashes[i] === expected,
       "E_CHECKSUM",
-      `${file.path}: tensor ${name}: expected sha256 ${tensor.sha256}, found ${actual}`,
+      `${file.path}: tensor ${name}: expected sha256 ${expected}, found ${hashes[i]}`,
     );
-  }
+  });
 }

@@ -44,8 +44,14 @@ export interface OpenModel {
  * {@link verifyTensors}; `E_MISMATCH` for predictors of other weights; `E_ENGINE` when the native side refuses.
  */
 export async function openModel(path: string, options: OpenModelOptions = {}): Promise<OpenModel> {
-  const file = await readModelFile(path);
+  return openModelFile(await readModelFile(path), options);
+}
+
+/** {@link openModel} of a file whose header was read. */
+export async function openModelFile(file: ModelFile, options: OpenModelOptions = {}): Promise<OpenModel> {
   const predictors = options.predictors === undefined ? undefined : await readPredictors(options.predictors, file);
+  // All of it before any of it is used: several threads hash a gigabyte in a third of a second, so there is little to gain
+  // from doing it later, and nothing wrong is ever computed with.
   if (options.verify ?? true) {
     await verifyTensors(file);
     if (predictors) await verifyTensors(predictors);
@@ -111,7 +117,8 @@ function readThresholds(metadata: Record<string, string>, config: ModelConfig, p
   return Float32Array.from(parsePredictorMetrics(text, path, config.nLayers), ({ threshold }) => threshold);
 }
 
-async function readTextFile(file: ModelFile, name: string): Promise<string | undefined> {
+/** Text of a tokenizer or config file that came with a model; undefined where the checkpoint had none. */
+export async function readTextFile(file: ModelFile, name: string): Promise<string | undefined> {
   const packed = file.metadata["pi.files"];
   if (packed !== undefined) return (JSON.parse(packed) as Record<string, string>)[name];
   return readFile(join(dirname(file.path), name), "utf8").catch((error: NodeJS.ErrnoException) => {

@@ -1,9 +1,9 @@
 import { PiError } from "../formats/errors.ts";
 import { readArtifact } from "../model/artifact.ts";
 import type { ModelConfig } from "../model/config.ts";
-import { readModelFile } from "../model/model-file.ts";
+import { type ModelFile, readModelFile } from "../model/model-file.ts";
 import { checkMode } from "../model/modes.ts";
-import { type OpenModel, openModel, type OpenModelOptions } from "../model/open.ts";
+import { openModelFile, type OpenModelOptions, readTextFile } from "../model/open.ts";
 import { loadTokenizer } from "../model/tokenizer.ts";
 import type { FfnMode } from "../native/index.ts";
 import { samplingDefaults } from "./sampling.ts";
@@ -26,32 +26,45 @@ export interface LoadOptions extends OpenModelOptions {
  * @throws E_MODE when the model cannot run in the mode asked for, and what opening and reading its files throws
  */
 export async function loadSession(path: string, options: LoadOptions = {}): Promise<Session> {
-  const { maxSequences = DEFAULT_SEQUENCES } = options;
-  const contextTokens = options.contextTokens ?? roomyContext((await readModelFile(path)).config, maxSequences);
-  const open = await openModel(path, { ...options, contextTokens });
+  const { maxSequences = DEFAULT_SEQUENCES, maxDrafts = 0 } = options;
+  const file = await readModelFile(path);
+  const contextTokens = options.contextTokens ?? roomyContext(file.config, maxSequences);
+  // Other threads check the weights while this one reads the tokenizer.
+  const opening = openModelFile(file, { ...options, contextTokens });
+  const [opened, texts] = await Promise.allSettled([opening, readTexts(file, path)]);
+  if (opened.status === "rejected") throw opened.reason;
+  const open = opened.value;
   try {
+    if (texts.status === "rejected") throw texts.reason;
     const mode = options.mode ?? open.defaultMode;
     checkMode(open, mode);
-    const tokenizer = await loadTokenizer((name) => open.textFile(name), path);
-    const generationConfig = await open.textFile("generation_config.json");
     return new Session(
       {
         open,
-        artifact: open.file.format === "artifact" ? readArtifact(open.file) : undefined,
+        artifact: file.format === "artifact" ? readArtifact(file) : undefined,
         name: options.name ?? open.name,
         mode,
-        tokenizer,
-        specialTokens: await specialTokens(open, path),
-        chatTemplate: (await open.textFile("chat_template.jinja")) ?? (await embeddedTemplate(open, path)),
-        samplingDefaults: samplingDefaults(generationConfig, `${path}/generation_config.json`),
-        stopTokens: new Set([...tokenizer.eosTokens, ...open.config.eosTokens]),
+        ...texts.value,
       },
-      { maxSequences, maxDrafts: options.maxDrafts ?? 0 },
+      { maxSequences, maxDrafts },
     );
   } catch (error) {
     open.close();
     throw error;
   }
+}
+
+/** What the files beside the weights say. */
+async function readTexts(file: ModelFile, path: string) {
+  const tokenizer = await loadTokenizer((name) => readTextFile(file, name), path);
+  const generationConfig = await readTextFile(file, "generation_config.json");
+  return {
+    tokenizer,
+    specialTokens: await specialTokens(file, path),
+    chatTemplate: (await readTextFile(file, "chat_template.jinja")) ?? (await embeddedTemplate(file, path)),
+    samplingDefaults: samplingDefaults(generationConfig, `${path}/generation_config.json`),
+    stopTokens: new Set([...tokenizer.eosTokens, ...file.config.eosTokens]),
+  };
 }
 
 /** KV tokens for every sequence's longest context, or what a GiB holds of them, but for one sequence at least. */
@@ -61,24 +74,24 @@ function roomyContext(config: ModelConfig, sequences: number): number {
   return config.maxPositions * Math.max(1, Math.min(sequences, affordable));
 }
 
-async function specialTokens(open: OpenModel, path: string): Promise<string[]> {
-  const { added_tokens: added = [] } = await readJson(open, "tokenizer.json", path);
+async function specialTokens(file: ModelFile, path: string): Promise<string[]> {
+  const { added_tokens: added = [] } = await readJson(file, "tokenizer.json", path);
   return (added as { content: string; special: boolean }[])
     .filter(({ special }) => special)
     .map(({ content }) => content);
 }
 
 /** The default template of `tokenizer_config.json`, where older checkpoints keep it. */
-async function embeddedTemplate(open: OpenModel, path: string): Promise<string | undefined> {
-  const { chat_template: template } = await readJson(open, "tokenizer_config.json", path);
+async function embeddedTemplate(file: ModelFile, path: string): Promise<string | undefined> {
+  const { chat_template: template } = await readJson(file, "tokenizer_config.json", path);
   if (!Array.isArray(template)) return typeof template === "string" ? template : undefined;
   const named = template as { name?: unknown; template?: unknown }[];
   const found = named.find(({ name }) => name === "default")?.template;
   return typeof found === "string" ? found : undefined;
 }
 
-async function readJson(open: OpenModel, name: string, path: string): Promise<Record<string, unknown>> {
-  const text = (await open.textFile(name)) ?? "{}";
+async function readJson(file: ModelFile, name: string, path: string): Promise<Record<string, unknown>> {
+  const text = (await readTextFile(file, name)) ?? "{}";
   try {
     return (JSON.parse(text) ?? {}) as Record<string, unknown>;
   } catch (error) {

@@ -28,8 +28,11 @@ export interface OpenOptions {
   threads: number;
   /** Tokens of KV cache to allocate, in blocks of `KV_BLOCK` tokens, and the type they are kept in. */
   kvBlocks: number;
-  kvType: "f32" | "f16";
+  kvType: KvType;
 }
+
+/** How keys and values are kept; `q8` in 8 bits, with a scale per position and head. */
+export type KvType = "f32" | "f16" | "q8";
 
 /** Tokens per KV block. */
 export const KV_BLOCK = 32;
@@ -54,6 +57,11 @@ export interface StepBatch {
   blocksPerSequence: number;
   /** [T] values of `FFN_MODE`. */
   modes: Uint8Array;
+  /**
+   * [T] 1 for rows of a prompt, which must be dense: their products are computed for many rows at once, in another order
+   * of summation than decoding. A row's results depend on this flag, but not on the rows beside it. Absent: none.
+   */
+  prefill?: Uint8Array;
   /** [L] rows to compute logits for. */
   outputs: Int32Array;
   /** Copy the logits out: f32 [L, vocab]. */

@@ -132,6 +132,7 @@ class EngineObject final : public Napi::ObjectWrap<EngineObject> {
     b.positions = array<int32_t>(in, "positions", tokens.size).data;
     b.sequences = array<int32_t>(in, "sequences", tokens.size).data;
     b.modes = array<uint8_t>(in, "modes", tokens.size).data;
+    if (in.Has("prefill") && in.Get("prefill").IsTypedArray()) b.prefill = array<uint8_t>(in, "prefill", tokens.size).data;
     b.blocks_per_sequence = integer(in, "blocksPerSequence", 1, 1 << 24);
     const Array<int32_t> tables = array<int32_t>(in, "blockTables");
     b.block_tables = tables.data;
@@ -151,6 +152,7 @@ class EngineObject final : public Napi::ObjectWrap<EngineObject> {
         if (blocks[i] < 0 || blocks[i] >= engine.kv_blocks()) fail(env, row + "block " + std::to_string(blocks[i]) + " outside the KV cache");
       }
       if (b.modes[t] > 2) fail(env, row + "unknown FFN mode " + std::to_string(b.modes[t]));
+      if (b.prefill && b.prefill[t] && FfnMode(b.modes[t]) != FfnMode::kDense) fail(env, row + "a prefill row runs dense");
       if (FfnMode(b.modes[t]) == FfnMode::kPredictor && !engine.has_predictors()) fail(env, row + "predictor mode, but the model has no predictors");
     }
     read_outputs(in, c, step);
@@ -175,6 +177,7 @@ class EngineObject final : public Napi::ObjectWrap<EngineObject> {
       b.n_samples = static_cast<int>(samples.size);
       for (int i = 0; i < b.n_samples; ++i) {
         if (FfnMode(b.modes[b.samples[i]]) == FfnMode::kPredictor) fail(env, "sampleRows: a row in predictor mode has no true activations");
+        if (b.prefill && b.prefill[b.samples[i]]) fail(env, "sampleRows: a prefill row keeps no activations");
       }
     }
     step.return_logits = flag(in, "returnLogits");

@@ -83,6 +83,13 @@ TensorRef read_tensor(const Napi::Object& o, size_t n_files) {
   return tensor;
 }
 
+kernels::KvType read_kv_type(Napi::Env env, const std::string& name) {
+  if (name == "f32") return kernels::KvType::kF32;
+  if (name == "f16") return kernels::KvType::kF16;
+  if (name == "q8") return kernels::KvType::kQ8;
+  fail(env, "kvType: expected f32, f16 or q8, got " + name);
+}
+
 }  // namespace
 
 EngineOptions read_engine_options(const Napi::Object& options) {
@@ -106,7 +113,7 @@ EngineOptions read_engine_options(const Napi::Object& options) {
   out.thresholds.assign(thresholds.data, thresholds.data + thresholds.size);
   out.threads = integer(options, "threads", 1, 1024);
   out.kv_blocks = integer(options, "kvBlocks", 1, 1 << 24);
-  out.kv_f16 = text(options, "kvType") == "f16";
+  out.kv_type = read_kv_type(env, text(options, "kvType"));
   return out;
 }
 

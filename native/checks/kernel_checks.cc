@@ -78,16 +78,71 @@ std::string at(const char* what, size_t i, double expected, double actual) {
   return std::string(what) + " " + std::to_string(i) + ": expected " + std::to_string(expected) + ", got " + std::to_string(actual);
 }
 
+// Rows of activations as a table's products read them, and the exact values that stand for them.
+struct Inputs {
+  std::vector<float> x;
+  std::vector<uint8_t> quants;
+  std::vector<double> values;
+  kernels::Activations view;
+};
+
+// What quantize wrote: groups of blocks, their columns 0-15, their columns 16-31, a scale in four lanes.
+std::vector<double> quantized_values(const Table& k, const uint8_t* quants, int cols) {
+  const int blocks = k.lanes / 4;
+  const size_t group_bytes = 64 * blocks;
+  std::vector<double> out(cols);
+  for (int j = 0; j < cols; ++j) {
+    const int block = j / 32 % blocks, in_block = j % 32;
+    const uint8_t* group = quants + j / 32 / blocks * group_bytes;
+    const int8_t q = static_cast<int8_t>(group[(in_block < 16 ? 0 : 16 * blocks) + 16 * block + in_block % 16]);
+    float scale;
+    std::memcpy(&scale, group + 48 * blocks + 16 * block, sizeof scale);
+    out[j] = double(q) * scale;
+  }
+  return out;
+}
+
+Inputs make_inputs(const Table& k, DType type, int tokens, int cols, float scale) {
+  Inputs in;
+  in.x = random_vector(size_t(tokens) * cols, 8, scale);
+  in.values.assign(in.x.begin(), in.x.end());
+  const size_t bytes = kernels::quantized_bytes(cols);
+  in.quants.resize(tokens * bytes);
+  for (int t = 0; block_size(type) > 1 && t < tokens; ++t) {
+    k.quantize(&in.x[size_t(t) * cols], cols, &in.quants[t * bytes]);
+    const std::vector<double> row = quantized_values(k, &in.quants[t * bytes], cols);
+    std::copy(row.begin(), row.end(), in.values.begin() + size_t(t) * cols);
+  }
+  in.view = {in.x.data(), size_t(cols), in.quants.data(), tokens};
+  return in;
+}
+
+// Half a step, of 1/127 of the block's largest, everywhere; and zeros stay zeros.
+std::string check_quantize(const Table& k, int cols) {
+  std::vector<float> x = random_vector(cols, 20, 3.0f);
+  for (int j = 32; j < 64; ++j) x[j] = 0;
+  x[0] = 1e30f, x[70] = -1e-30f;
+  std::vector<uint8_t> quants(kernels::quantized_bytes(cols));
+  k.quantize(x.data(), cols, quants.data());
+  const std::vector<double> got = quantized_values(k, quants.data(), cols);
+  for (int j = 0; j < cols; ++j) {
+    double high = 0;
+    for (int i = j / 32 * 32; i < j / 32 * 32 + 32; ++i) high = std::max(high, std::fabs(double(x[i])));
+    if (!(std::fabs(got[j] - x[j]) <= high / 127 * 0.50001)) return at("element", j, x[j], got[j]);
+  }
+  return "";
+}
+
 std::string check_dot(const Table& k, DType type, int rows, int cols, int tokens, bool saturate) {
   const Weights w = make_weights(type, rows, cols, 7, saturate);
-  const std::vector<float> x = random_vector(size_t(tokens) * cols, 8, saturate ? 1e4f : 1.0f);
+  const Inputs in = make_inputs(k, type, tokens, cols, saturate ? 1e4f : 1.0f);
   std::vector<float> y(size_t(tokens) * rows), again(y.size());
-  k.dot_rows({w.view, nullptr, 0, rows, x.data(), size_t(cols), tokens, y.data(), size_t(rows)});
+  k.dot_rows({w.view, nullptr, 0, rows, in.view, y.data(), size_t(rows)});
   for (int t = 0; t < tokens; ++t) {
     for (int r = 0; r < rows; ++r) {
       double sum = 0, absolute = 0;
       for (int j = 0; j < cols; ++j) {
-        const double product = w.values[size_t(r) * cols + j] * x[size_t(t) * cols + j];
+        const double product = w.values[size_t(r) * cols + j] * in.values[size_t(t) * cols + j];
         sum += product;
         absolute += std::fabs(product);
       }
@@ -99,12 +154,75 @@ std::string check_dot(const Table& k, DType type, int rows, int cols, int tokens
   std::vector<int32_t> list(rows);
   for (int r = 0; r < rows; ++r) list[r] = r;
   for (int t = 0; t < tokens; ++t) {
+    const kernels::Activations one{&in.x[size_t(t) * cols], size_t(cols), &in.quants[t * kernels::quantized_bytes(cols)], 1};
     for (int begin = 0; begin < rows; begin += 5) {
-      k.dot_rows({w.view, list.data(), begin, std::min(rows, begin + 5), &x[size_t(t) * cols], size_t(cols), 1,
-                  &again[size_t(t) * rows], size_t(rows)});
+      k.dot_rows({w.view, list.data(), begin, std::min(rows, begin + 5), one, &again[size_t(t) * rows], size_t(rows)});
     }
   }
   return std::memcmp(y.data(), again.data(), y.size() * 4) == 0 ? "" : "bits depend on the tiling";
+}
+
+// Packed activations of all tokens, tile by tile.
+std::vector<uint8_t> pack(const Table& k, const std::vector<float>& x, int tokens, int cols, bool quantize) {
+  const int tiles = (tokens + k.tile_tokens - 1) / k.tile_tokens;
+  const size_t bytes = kernels::packed_bytes(cols, k.tile_tokens);
+  std::vector<uint8_t> out(tiles * bytes);
+  for (int tile = 0; tile < tiles; ++tile) {
+    const int first = tile * k.tile_tokens;
+    k.pack_tokens({&x[size_t(first) * cols], size_t(cols), std::min(tokens - first, k.tile_tokens), cols, quantize, &out[tile * bytes]});
+  }
+  return out;
+}
+
+// y [tokens, rows of the output] of a product of the prefill.
+std::vector<float> run_gemm(const Table& k, const Weights& w, bool transposed, int w_rows, const std::vector<float>& x, int tokens, int panel) {
+  const int inner = transposed ? w_rows : w.view.cols, rows = transposed ? w.view.cols : w_rows, tile = k.tile_tokens;
+  const bool quantize = block_size(w.view.type) > 1 && !transposed;
+  const std::vector<uint8_t> packed = pack(k, x, tokens, inner, quantize);
+  std::vector<float> y(packed.size() / kernels::packed_bytes(inner, tile) * rows * tile), out(size_t(tokens) * rows);
+  for (int begin = 0; begin < rows; begin += panel) {
+    k.gemm({w.view, transposed, w_rows, begin, std::min(begin + panel, rows), packed.data(), kernels::packed_bytes(inner, tile), tokens,
+            &y[begin * tile], size_t(rows) * tile});
+  }
+  for (int t = 0; t < tokens; ++t) {
+    for (int r = 0; r < rows; ++r) out[size_t(t) * rows + r] = y[(size_t(t / tile) * rows + r) * tile + t % tile];
+  }
+  return out;
+}
+
+// `cols` beyond one panel; a token count that fills a tile, half a tile and less. Weights [rows, cols].
+std::string check_gemm(const Table& k, DType type, bool transposed, bool saturate) {
+  const int rows = transposed ? 1100 : 70, cols = transposed ? 96 : 1184, tokens = 2 * k.tile_tokens + 3;
+  const int inner = transposed ? rows : cols, outer = transposed ? cols : rows;
+  const Weights w = make_weights(type, rows, cols, 21, saturate);
+  const std::vector<float> x = random_vector(size_t(tokens) * inner, 8, saturate ? 1e4f : 1.0f);
+  std::vector<double> values(x.begin(), x.end());
+  for (int t = 0; block_size(type) > 1 && !transposed && t < tokens; ++t) {
+    std::vector<uint8_t> quants(kernels::quantized_bytes(cols));
+    k.quantize(&x[size_t(t) * cols], cols, quants.data());
+    const std::vector<double> row = quantized_values(k, quants.data(), cols);
+    std::copy(row.begin(), row.end(), values.begin() + size_t(t) * cols);
+  }
+  const std::vector<float> y = run_gemm(k, w, transposed, rows, x, tokens, 64);
+  for (int t = 0; t < tokens; ++t) {
+    for (int r = 0; r < outer; ++r) {
+      double sum = 0, absolute = 0;
+      for (int j = 0; j < inner; ++j) {
+        const double product = w.values[transposed ? size_t(j) * cols + r : size_t(r) * cols + j] * values[size_t(t) * inner + j];
+        sum += product;
+        absolute += std::fabs(product);
+      }
+      const double got = y[size_t(t) * outer + r];
+      if (!(std::fabs(got - sum) <= tolerance(inner, absolute))) return at("row", r, sum, got);
+    }
+  }
+  // A token alone, and another split into panels: the same bits.
+  for (int t : {0, k.tile_tokens + 1, tokens - 1}) {
+    const std::vector<float> one(x.begin() + size_t(t) * inner, x.begin() + size_t(t + 1) * inner);
+    const std::vector<float> again = run_gemm(k, w, transposed, rows, one, 1, 32);
+    if (std::memcmp(again.data(), &y[size_t(t) * outer], outer * 4) != 0) return "bits of token " + std::to_string(t) + " depend on the others";
+  }
+  return "";
 }
 
 std::string check_axpy(const Table& k, DType type, int rows, int cols, int tokens, bool saturate) {
@@ -154,41 +272,40 @@ std::string check_dequantize(const Table& k, DType type) {
   return "";
 }
 
-std::string check_attention(const Table& k, bool f16, int positions, int head_dim) {
-  constexpr int kGroup = 2, kBlock = 32;
+constexpr const char* kKvNames[] = {"f32", "f16", "q8"};
+
+std::string check_attention(const Table& k, kernels::KvType type, int positions, int head_dim) {
+  constexpr int kGroup = 5, kBlock = kernels::kKvBlockTokens;
   const int blocks = (positions + kBlock - 1) / kBlock;
-  const size_t element = f16 ? 2 : 4, side = size_t(kBlock) * head_dim * element;
+  const size_t side = kernels::kv_tile_bytes(type, head_dim);
   const std::vector<float> q = random_vector(kGroup * head_dim, 12, 3.0f);
-  const std::vector<float> kv = random_vector(size_t(blocks) * 2 * kBlock * head_dim, 13);
-  std::vector<uint8_t> cache(kv.size() * element);
-  std::vector<double> exact(kv.size());
-  for (size_t i = 0; i < kv.size(); ++i) {
-    const uint16_t half = f32_to_f16(kv[i]);
-    std::memcpy(&cache[i * element], f16 ? static_cast<const void*>(&half) : &kv[i], element);
-    exact[i] = f16 ? f16_to_f32(half) : kv[i];
-  }
+  const std::vector<float> keys = random_vector(size_t(positions) * head_dim, 13), values = random_vector(size_t(positions) * head_dim, 22);
+  std::vector<uint8_t> cache(blocks * 2 * side, 0xff);  // NaN where nothing was stored
   std::vector<int32_t> table(blocks);
   for (int b = 0; b < blocks; ++b) table[b] = blocks - 1 - b;
+  for (int p = 0; p < positions; ++p) {
+    uint8_t* at = &cache[table[p / kBlock] * 2 * side];
+    k.store_kv(type, &keys[size_t(p) * head_dim], &values[size_t(p) * head_dim], head_dim, p % kBlock, at, at + side);
+  }
   std::vector<float> out(kGroup * head_dim);
   const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
-  k.attention({q.data(), kGroup, head_dim, cache.data(), cache.data() + side, 2 * side, f16, table.data(), kBlock, positions, scale, out.data()});
+  k.attention({q.data(), kGroup, head_dim, cache.data(), cache.data() + side, 2 * side, type, table.data(), positions, scale, out.data()});
 
-  const auto cached = [&](int position, int value, int d) {
-    return exact[((size_t(table[position / kBlock]) * 2 + value) * kBlock + position % kBlock) * head_dim + d];
-  };
+  // The tolerance follows the type's rounding, of keys into scores and of values into the result.
+  const double step[] = {1e-6, 5e-4, 4e-3};
   for (int g = 0; g < kGroup; ++g) {
     std::vector<double> weight(positions);
     double high = -1e300, total = 0;
     for (int p = 0; p < positions; ++p) {
-      for (int d = 0; d < head_dim; ++d) weight[p] += q[g * head_dim + d] * cached(p, 0, d);
+      for (int d = 0; d < head_dim; ++d) weight[p] += double(q[g * head_dim + d]) * keys[size_t(p) * head_dim + d];
       weight[p] *= scale;
       high = std::max(high, weight[p]);
     }
     for (double& x : weight) total += x = std::exp(x - high);
     for (int d = 0; d < head_dim; ++d) {
       double expected = 0;
-      for (int p = 0; p < positions; ++p) expected += weight[p] / total * cached(p, 1, d);
-      if (!(std::fabs(out[g * head_dim + d] - expected) <= 2e-5)) return at("dimension", d, expected, out[g * head_dim + d]);
+      for (int p = 0; p < positions; ++p) expected += weight[p] / total * values[size_t(p) * head_dim + d];
+      if (!(std::fabs(out[g * head_dim + d] - expected) <= 1e-5 + 10 * step[int(type)])) return at("dimension", d, expected, out[g * head_dim + d]);
     }
   }
   return "";
@@ -263,15 +380,21 @@ const bool registered = [] {
         Check(name + "dot rows, " + inputs, [=] { return check_dot(*k, type, 37, 160, 9, saturate); });
         Check(name + "axpy rows, " + inputs, [=] { return check_axpy(*k, type, 75, 192, 6, saturate); });
       }
+      for (bool saturate : {false, true}) {
+        const std::string inputs = saturate ? "saturating" : "random";
+        Check(name + "prefill, " + inputs, [=] { return check_gemm(*k, type, false, saturate); });
+        Check(name + "prefill, transposed, " + inputs, [=] { return check_gemm(*k, type, true, saturate); });
+      }
       if (block_size(type) == 1) {
         Check(name + "dot rows, odd width", [=] { return check_dot(*k, type, 11, 77, 5, false); });
         Check(name + "axpy rows, odd width", [=] { return check_axpy(*k, type, 19, 77, 5, false); });
       }
       Check(name + "dequantize", [=] { return check_dequantize(*k, type); });
     }
-    for (bool f16 : {false, true}) {
+    for (int cols : {96, 128, 544}) Check(isa + "quantize " + std::to_string(cols), [=] { return check_quantize(*k, cols); });
+    for (const kernels::KvType type : {kernels::KvType::kF32, kernels::KvType::kF16, kernels::KvType::kQ8}) {
       for (int positions : {1, 32, 77}) {
-        Check(isa + (f16 ? "f16" : "f32") + " attention over " + std::to_string(positions), [=] { return check_attention(*k, f16, positions, 40); });
+        Check(isa + kKvNames[int(type)] + " attention over " + std::to_string(positions), [=] { return check_attention(*k, type, positions, 40); });
       }
     }
     const std::pair<kernels::Unary, double (*)(double)> activations[] = {

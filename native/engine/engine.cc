@@ -13,7 +13,8 @@ std::vector<MappedFile> map_files(const std::vector<std::string>& paths) {
   return files;
 }
 
-void grow(std::vector<float>& buffer, size_t size) {
+template <typename T>
+void grow(std::vector<T>& buffer, size_t size) {
   if (buffer.size() < size) buffer.resize(size);
 }
 
@@ -26,8 +27,9 @@ Engine::Engine(EngineOptions options)
       w_(bind_weights(c_, files_, options.tensors)),
       thresholds_(std::move(options.thresholds)),
       pool_(std::make_unique<ThreadPool>(options.threads)),
-      kv_(c_, options.kv_blocks, options.kv_f16),
+      kv_(c_, options.kv_blocks, options.kv_type),
       ffn_(c_, k_),
+      prefill_(c_, k_),
       max_position_(options.kv_blocks * KvCache::kBlockTokens) {
   if (!c_.rope) max_position_ = std::min(max_position_, c_.max_positions);
   for (const LayerWeights& layer : w_.layers) max_rank_ = std::max(max_rank_, layer.predictor.fc1.rows);
@@ -52,34 +54,37 @@ Engine::Engine(EngineOptions options)
 // The forward pass. Comments give the shape of what each line produces; T is the number of rows.
 StepOutput Engine::step(const Batch& batch) {
   const auto start = std::chrono::steady_clock::now();
-  const int rows = batch.n_rows;
+  rows_.set(batch);
+  const int rows = rows_.n, n_outputs = batch.n_outputs;
   const size_t dim = c_.dim;
   StepOutput out;
   out.hidden.resize(size_t(c_.n_layers) * batch.n_samples * dim);
   out.contributions.resize(size_t(c_.n_layers) * batch.n_samples * c_.n_neurons);
-  reserve(batch);
+  reserve();
 
-  embed(batch);  // x [T, dim]
+  embed();  // x [T, dim]
   for (int layer = 0; layer < c_.n_layers; ++layer) {
     const LayerWeights& w = w_.layers[layer];
     norm(w.attn_norm, x_.data(), rows, h_.data());  // h [T, dim]
-    project({{&w.q, w.q_bias, q_.data()}, {&w.k, w.k_bias, key_.data()}, {&w.v, w.v_bias, value_.data()}}, h_.data(), rows,
+    project({{&w.q, w.q_bias, q_.data()}, {&w.k, w.k_bias, key_.data()}, {&w.v, w.v_bias, value_.data()}}, h_.data(),
             stats_.bytes.attention);  // q [T, n_heads * head_dim], key and value [T, n_kv_heads * head_dim]
-    cache_keys_values(batch, layer);
-    attend(batch, layer);                                                                            // attended [T, n_heads * head_dim]
-    project({{&w.o, w.o_bias, attn_out_.data()}}, attended_.data(), rows, stats_.bytes.attention);  // [T, dim]
+    attend(layer);                    // attended [T, n_heads * head_dim]
+    project({{&w.o, w.o_bias, attn_out_.data()}}, attended_.data(), stats_.bytes.attention);  // attn_out [T, dim]
     if (!c_.parallel_residual) k_.add(attn_out_.data(), x_.data(), rows * c_.dim);
     if (c_.shared_norm) {
       std::swap(h_, ffn_in_);
     } else {
       norm(w.ffn_norm, x_.data(), rows, ffn_in_.data());  // ffn_in [T, dim]
     }
-    ffn(batch, layer, out);  // ffn_out [T, dim]
+    ffn(layer, out);  // ffn_out [T, dim]
     if (c_.parallel_residual) k_.add(attn_out_.data(), x_.data(), rows * c_.dim);
     k_.add(ffn_out_.data(), x_.data(), rows * c_.dim);
   }
-  for (int i = 0; i < batch.n_outputs; ++i) norm(w_.norm, &x_[batch.outputs[i] * dim], 1, &h_[i * dim]);
-  if (batch.n_outputs > 0) project({{&w_.head, w_.head_bias, logits_.data()}}, h_.data(), batch.n_outputs, stats_.bytes.head);
+  for (int i = 0; i < n_outputs; ++i) norm(w_.norm, &x_[rows_.outputs[i] * dim], 1, &h_[i * dim]);
+  if (n_outputs > 0) {
+    project_decode({{&w_.head, w_.head_bias, logits_.data()}}, h_.data(), n_outputs);
+    stats_.bytes.head += w_.head.rows * w_.head.row_bytes;
+  }
 
   out.logits = logits_.data();  // [n_outputs, vocab]
   stats_.rows += rows;
@@ -87,24 +92,51 @@ StepOutput Engine::step(const Batch& batch) {
   return out;
 }
 
-void Engine::reserve(const Batch& batch) {
-  const size_t rows = batch.n_rows;
-  const size_t q_dim = size_t(c_.n_heads) * c_.head_dim, kv_dim = size_t(c_.n_kv_heads) * c_.head_dim;
-  for (auto* buffer : {&x_, &attn_out_, &ffn_in_, &ffn_out_, &dense_in_, &dense_out_}) grow(*buffer, rows * c_.dim);
-  grow(h_, std::max<size_t>(rows, batch.n_outputs) * c_.dim);
-  grow(ffn_in_, h_.size());
-  for (auto* buffer : {&q_, &attended_}) grow(*buffer, rows * q_dim);
-  for (auto* buffer : {&key_, &value_}) grow(*buffer, rows * kv_dim);
-  grow(logits_, size_t(batch.n_outputs) * c_.vocab);
-  scratch_.reserve(c_, batch.n_rows, max_rank_);
+void Engine::Rows::set(const Batch& batch) {
+  n = batch.n_rows;
+  std::vector<int32_t> order, place(n);
+  for (const bool prefill : {false, true}) {
+    for (int t = 0; t < n; ++t) {
+      if ((batch.prefill && batch.prefill[t]) == prefill) order.push_back(t);
+    }
+    if (!prefill) n_decode = static_cast<int>(order.size());
+  }
+  tokens.resize(n), positions.resize(n), blocks.resize(n), modes.resize(n);
+  for (int i = 0; i < n; ++i) {
+    const int t = order[i];
+    place[t] = i;
+    tokens[i] = batch.tokens[t];
+    positions[i] = batch.positions[t];
+    blocks[i] = batch.block_tables + size_t(batch.sequences[t]) * batch.blocks_per_sequence;
+    modes[i] = FfnMode(batch.modes[t]);
+  }
+  const auto places = [&](const int32_t* of, int count) {
+    std::vector<int32_t> out(count);
+    for (int i = 0; i < count; ++i) out[i] = place[of[i]];
+    return out;
+  };
+  outputs = places(batch.outputs, batch.n_outputs);
+  samples = places(batch.samples, batch.n_samples);
 }
 
-void Engine::embed(const Batch& batch) {
-  for (int t = 0; t < batch.n_rows; ++t) {
+void Engine::reserve() {
+  const size_t rows = rows_.n, most = std::max(rows, rows_.outputs.size());
+  const size_t q_dim = size_t(c_.n_heads) * c_.head_dim, kv_dim = size_t(c_.n_kv_heads) * c_.head_dim;
+  for (auto* buffer : {&x_, &attn_out_, &ffn_out_, &dense_in_, &dense_out_}) grow(*buffer, rows * c_.dim);
+  for (auto* buffer : {&h_, &ffn_in_}) grow(*buffer, most * c_.dim);
+  for (auto* buffer : {&q_, &attended_}) grow(*buffer, rows * q_dim);
+  for (auto* buffer : {&key_, &value_}) grow(*buffer, rows * kv_dim);
+  grow(logits_, rows_.outputs.size() * c_.vocab);
+  grow(quants_, most * kernels::quantized_bytes(std::max<size_t>(c_.dim, q_dim)));
+  scratch_.reserve(c_, rows_.n_decode, max_rank_);
+}
+
+void Engine::embed() {
+  for (int t = 0; t < rows_.n; ++t) {
     float* x = &x_[size_t(t) * c_.dim];
-    k_.dequantize_row(w_.embed, batch.tokens[t], x);
+    k_.dequantize_row(w_.embed, rows_.tokens[t], x);
     if (w_.pos_embed) {
-      k_.dequantize_row(w_.pos_embed, batch.positions[t], h_.data());
+      k_.dequantize_row(w_.pos_embed, rows_.positions[t], h_.data());
       k_.add(h_.data(), x, c_.dim);
     }
     stats_.bytes.embed += w_.embed.row_bytes + w_.pos_embed.row_bytes * (w_.pos_embed ? 1 : 0);
@@ -123,81 +155,107 @@ void Engine::norm(const NormWeights& w, const float* x, int rows, float* y) {
   });
 }
 
-// y = x · Wᵀ + b for several matrices that read the same x [rows, cols], as one parallel loop.
-void Engine::project(std::initializer_list<Projection> projections, const float* x, int rows, uint64_t& bytes) {
+// y = x · Wᵀ + b for several matrices that read the same x [T, cols].
+void Engine::project(std::initializer_list<Projection> projections, const float* x, uint64_t& bytes) {
+  const int decode = rows_.n_decode, prefill = rows_.n - decode;
+  if (decode > 0) project_decode(projections, x, decode);
+  for (const Projection& p : projections) bytes += p.w->rows * p.w->row_bytes * ((decode > 0) + (prefill > 0));
+  if (prefill == 0) return;
+  std::vector<Projection> behind(projections);
+  for (Projection& p : behind) p.y += size_t(decode) * p.w->rows;
+  prefill_.project(behind, x + size_t(decode) * behind[0].w->cols, prefill, Executor{pool_.get()});
+}
+
+// The first `rows` rows, as one parallel loop over all the matrices' rows.
+void Engine::project_decode(std::initializer_list<Projection> projections, const float* x, int rows) {
   constexpr int kGrain = 16;
+  const Executor on{pool_.get()};
+  const int cols = projections.begin()->w->cols;
+  const size_t quants = kernels::quantized_bytes(cols);
   int total = 0;
+  bool blocks = false;
   for (const Projection& p : projections) {
     total += (p.w->rows + kGrain - 1) / kGrain;
-    bytes += p.w->rows * p.w->row_bytes;
+    blocks = blocks || p.w->blocks();
   }
-  Executor{pool_.get()}.ranges(total, 1, [&](int begin, int end) {
+  if (blocks) (rows > 4 ? on : Executor{}).each(rows, [&](int t) { k_.quantize(x + size_t(t) * cols, cols, &quants_[t * quants]); });
+  const kernels::Activations in{x, size_t(cols), quants_.data(), rows};
+  on.ranges(total, 1, [&](int begin, int end) {
     int first = 0;  // grain index of the projection's first row
     for (const Projection& p : projections) {
       const int n = p.w->rows;
       const int from = std::max(begin - first, 0) * kGrain, to = std::min((end - first) * kGrain, n);
       first += (n + kGrain - 1) / kGrain;
       if (from >= to) continue;
-      k_.dot_rows({*p.w, nullptr, from, to, x, size_t(p.w->cols), rows, p.y, size_t(n)});
+      k_.dot_rows({*p.w, nullptr, from, to, in, p.y, size_t(n)});
       for (int t = 0; p.bias && t < rows; ++t) k_.add(p.bias + from, p.y + size_t(t) * n + from, to - from);
     }
   });
 }
 
-void Engine::cache_keys_values(const Batch& batch, int layer) {
-  const size_t q_dim = size_t(c_.n_heads) * c_.head_dim, kv_dim = size_t(c_.n_kv_heads) * c_.head_dim;
-  const Executor on{batch.n_rows > 4 ? pool_.get() : nullptr};
-  on.each(batch.n_rows, [&](int t) {
-    const int position = batch.positions[t];
-    if (c_.rope) {
-      const size_t at = size_t(position) * (c_.head_dim / 2);
-      k_.rope(&q_[t * q_dim], c_.n_heads, c_.head_dim, &cosine_[at], &sine_[at]);
-      k_.rope(&key_[t * kv_dim], c_.n_kv_heads, c_.head_dim, &cosine_[at], &sine_[at]);
-    }
-    const int32_t* blocks = batch.block_tables + size_t(batch.sequences[t]) * batch.blocks_per_sequence;
-    kv_.store(k_, layer, blocks[position / KvCache::kBlockTokens], position % KvCache::kBlockTokens, c_.n_kv_heads,
-              &key_[t * kv_dim], &value_[t * kv_dim]);
-  });
+// Rotates and caches a row's key of one KV head, and its value.
+void Engine::cache_position(int layer, int row, int head) {
+  const int position = rows_.positions[row];
+  const size_t at = (size_t(row) * c_.n_kv_heads + head) * c_.head_dim, angle = size_t(position) * (c_.head_dim / 2);
+  if (c_.rope) k_.rope(&key_[at], 1, c_.head_dim, &cosine_[angle], &sine_[angle]);
+  kv_.store(k_, layer, rows_.blocks[row][position / KvCache::kBlockTokens], position % KvCache::kBlockTokens, head, &key_[at], &value_[at]);
 }
 
-void Engine::attend(const Batch& batch, int layer) {
-  const int group = c_.n_heads / c_.n_kv_heads;
-  const size_t q_dim = size_t(c_.n_heads) * c_.head_dim;
-  pool_->parallel_for(batch.n_rows * c_.n_kv_heads, [&](int task) {
-    const int t = task / c_.n_kv_heads, head = task % c_.n_kv_heads;
-    const size_t at = t * q_dim + size_t(head) * group * c_.head_dim;
-    kernels::Attention a{};
-    kv_.describe(a, layer, head);
-    a.q = &q_[at];
-    a.group = group;
-    a.head_dim = c_.head_dim;
-    a.table = batch.block_tables + size_t(batch.sequences[t]) * batch.blocks_per_sequence;
-    a.n_positions = batch.positions[t] + 1;
-    a.scale = 1.0f / std::sqrt(static_cast<float>(c_.head_dim));
-    a.out = &attended_[at];
-    k_.attention(a);
-  });
-  for (int t = 0; t < batch.n_rows; ++t) stats_.bytes.kv += (batch.positions[t] + 1) * kv_.position_bytes();
+// Attention of the query heads that share one KV head.
+void Engine::attend_head(int layer, int row, int head) {
+  const int group = c_.n_heads / c_.n_kv_heads, position = rows_.positions[row];
+  const size_t at = (size_t(row) * c_.n_heads + size_t(head) * group) * c_.head_dim, angle = size_t(position) * (c_.head_dim / 2);
+  if (c_.rope) k_.rope(&q_[at], group, c_.head_dim, &cosine_[angle], &sine_[angle]);
+  kernels::Attention a{};
+  kv_.describe(a, layer, head);
+  a.q = &q_[at];
+  a.group = group;
+  a.head_dim = c_.head_dim;
+  a.table = rows_.blocks[row];
+  a.n_positions = position + 1;
+  a.scale = 1.0f / std::sqrt(static_cast<float>(c_.head_dim));
+  a.out = &attended_[at];
+  k_.attention(a);
 }
 
-// Dense rows go through one GEMM together; sparse rows one by one.
-void Engine::ffn(const Batch& batch, int layer, StepOutput& out) {
-  const bool keep_activations = profiling_ || batch.n_samples > 0;
+// Rows may follow one another in a sequence, so all of a head's positions are cached before any row looks at them.
+void Engine::attend(int layer) {
+  const int rows = rows_.n, heads = c_.n_kv_heads;
+  if (rows == 1) {
+    pool_->parallel_for(heads, [&](int head) {
+      cache_position(layer, 0, head);
+      attend_head(layer, 0, head);
+    });
+  } else {
+    pool_->parallel_for(rows * heads, [&](int task) { cache_position(layer, task / heads, task % heads); });
+    pool_->parallel_for(rows * heads, [&](int task) { attend_head(layer, task / heads, task % heads); });
+  }
+  for (int t = 0; t < rows; ++t) stats_.bytes.kv += (rows_.positions[t] + 1) * kv_.position_bytes();
+}
+
+// Rows of decoding that run dense share the weights they read; sparse rows run one by one.
+void Engine::ffn(int layer, StepOutput& out) {
+  const bool keep_activations = profiling_ || !rows_.samples.empty();
   dense_rows_.clear();
   sparse_rows_.clear();
-  for (int t = 0; t < batch.n_rows; ++t) {
-    const FfnMode mode = FfnMode(batch.modes[t]);
-    const bool dense = mode == FfnMode::kDense || (mode == FfnMode::kExact && keep_activations);
+  for (int t = 0; t < rows_.n_decode; ++t) {
+    const bool dense = rows_.modes[t] == FfnMode::kDense || (rows_.modes[t] == FfnMode::kExact && keep_activations);
     (dense ? dense_rows_ : sparse_rows_).push_back(t);
   }
-  if (!dense_rows_.empty()) ffn_dense_rows(batch, layer, out);
-  if (!sparse_rows_.empty()) ffn_sparse_rows(batch, layer);
+  if (!dense_rows_.empty()) ffn_dense_rows(layer, out);
+  if (!sparse_rows_.empty()) ffn_sparse_rows(layer);
+  if (const int prefill = rows_.n - rows_.n_decode) {
+    const size_t at = size_t(rows_.n_decode) * c_.dim;
+    const LayerWeights& w = w_.layers[layer];
+    prefill_.ffn(w, &ffn_in_[at], prefill, &ffn_out_[at], Executor{pool_.get()});
+    for (const MatrixView* m : {&w.gate, &w.up, &w.down_t}) stats_.bytes.ffn += m->rows * m->row_bytes;
+  }
 }
 
-void Engine::ffn_dense_rows(const Batch& batch, int layer, StepOutput& out) {
+void Engine::ffn_dense_rows(int layer, StepOutput& out) {
   const size_t dim = c_.dim;
   const int rows = static_cast<int>(dense_rows_.size());
-  const bool all = rows == batch.n_rows;
+  const bool all = rows == rows_.n_decode;
   if (!all) {
     for (int i = 0; i < rows; ++i) std::copy_n(&ffn_in_[dense_rows_[i] * dim], dim, &dense_in_[i * dim]);
   }
@@ -207,10 +265,10 @@ void Engine::ffn_dense_rows(const Batch& batch, int layer, StepOutput& out) {
     for (int i = 0; i < rows; ++i) std::copy_n(&dense_out_[i * dim], dim, &ffn_out_[dense_rows_[i] * dim]);
   }
   if (profiling_) count_activations(layer, rows);
-  if (batch.n_samples > 0) copy_samples(batch, layer, out);
+  if (!rows_.samples.empty()) copy_samples(layer, out);
 }
 
-void Engine::ffn_sparse_rows(const Batch& batch, int layer) {
+void Engine::ffn_sparse_rows(int layer) {
   const LayerWeights& w = w_.layers[layer];
   const size_t dim = c_.dim;
   const int rows = static_cast<int>(sparse_rows_.size());
@@ -220,7 +278,7 @@ void Engine::ffn_sparse_rows(const Batch& batch, int layer) {
   if (recall_tracking_ && predictors) down_norms(layer);
   const auto run = [&](int i, const Executor& on) {
     const int t = sparse_rows_[i];
-    const bool predict = FfnMode(batch.modes[t]) == FfnMode::kPredictor && predictors;
+    const bool predict = rows_.modes[t] == FfnMode::kPredictor && predictors;
     const float threshold = predict ? thresholds_[layer] : 0;
     const float* x = &ffn_in_[t * dim];
     stats[i] = ffn_.sparse(w, predict, threshold, x, t, scratch_, &ffn_out_[t * dim], on, bytes[i]);
@@ -261,14 +319,15 @@ void Engine::count_activations(int layer, int rows) {
   });
 }
 
-void Engine::copy_samples(const Batch& batch, int layer, StepOutput& out) {
+void Engine::copy_samples(int layer, StepOutput& out) {
   const std::vector<float>& norms = down_norms(layer);
   const size_t n = c_.n_neurons, dim = c_.dim;
-  for (int s = 0; s < batch.n_samples; ++s) {
-    const int t = batch.samples[s];
+  const size_t n_samples = rows_.samples.size();
+  for (size_t s = 0; s < n_samples; ++s) {
+    const int t = rows_.samples[s];
     const auto found = std::lower_bound(dense_rows_.begin(), dense_rows_.end(), t);
     const float* act = &scratch_.up[(found - dense_rows_.begin()) * n];
-    const size_t row = size_t(layer) * batch.n_samples + s;
+    const size_t row = layer * n_samples + s;
     k_.to_f16(&ffn_in_[t * dim], &out.hidden[row * dim], c_.dim);
     float high = 0;
     for (size_t i = 0; i < n; ++i) high = std::max(high, std::fabs(act[i]) * norms[i]);
@@ -295,7 +354,7 @@ size_t Engine::allocated_bytes() const {
     floats += buffer->size();
   }
   floats += scratch_.gate.size() + scratch_.up.size() + scratch_.scores.size() + scratch_.hidden.size() + scratch_.active.size();
-  return kv_.bytes() + floats * sizeof(float);
+  return kv_.bytes() + floats * sizeof(float) + prefill_.allocated_bytes();
 }
 
 }  // namespace pi

@@ -11,6 +11,7 @@
 #include "engine/config.h"
 #include "engine/ffn.h"
 #include "engine/kv_cache.h"
+#include "engine/prefill.h"
 #include "engine/stats.h"
 #include "engine/weights.h"
 #include "kernels/kernels.h"
@@ -26,6 +27,7 @@ struct Batch {
   const int32_t* block_tables = nullptr;
   int blocks_per_sequence = 0;
   const uint8_t* modes = nullptr;
+  const uint8_t* prefill = nullptr;  // or null: no row is
   int n_outputs = 0;
   const int32_t* outputs = nullptr;
   int n_samples = 0;
@@ -45,7 +47,7 @@ struct EngineOptions {
   std::vector<float> thresholds;  // per layer, or empty
   int threads = 1;
   int kv_blocks = 1;
-  bool kv_f16 = true;
+  kernels::KvType kv_type = kernels::KvType::kF16;
 };
 
 // Not thread-safe. Holds no global state: any number of engines may live side by side.
@@ -73,24 +75,29 @@ class Engine {
   size_t allocated_bytes() const;
 
  private:
-  struct Projection {
-    const MatrixView* w;
-    VectorView bias;
-    float* y;  // [rows, w->rows]
+  // The batch's rows in the order the engine works in: those of decoding, then those of prefill. [n]
+  struct Rows {
+    int n = 0, n_decode = 0;
+    std::vector<int32_t> tokens, positions, outputs, samples;
+    std::vector<const int32_t*> blocks;  // block table of each row's sequence
+    std::vector<FfnMode> modes;
+    void set(const Batch& batch);
   };
 
-  void embed(const Batch& batch);
+  void embed();
   void norm(const NormWeights& w, const float* x, int rows, float* y);
-  void project(std::initializer_list<Projection> projections, const float* x, int rows, uint64_t& bytes);
-  void cache_keys_values(const Batch& batch, int layer);
-  void attend(const Batch& batch, int layer);
-  void ffn(const Batch& batch, int layer, StepOutput& out);
-  void ffn_dense_rows(const Batch& batch, int layer, StepOutput& out);
-  void ffn_sparse_rows(const Batch& batch, int layer);
+  void project(std::initializer_list<Projection> projections, const float* x, uint64_t& bytes);
+  void project_decode(std::initializer_list<Projection> projections, const float* x, int rows);
+  void attend(int layer);
+  void cache_position(int layer, int row, int head);
+  void attend_head(int layer, int row, int head);
+  void ffn(int layer, StepOutput& out);
+  void ffn_dense_rows(int layer, StepOutput& out);
+  void ffn_sparse_rows(int layer);
   void count_activations(int layer, int rows);
-  void copy_samples(const Batch& batch, int layer, StepOutput& out);
+  void copy_samples(int layer, StepOutput& out);
   const std::vector<float>& down_norms(int layer);
-  void reserve(const Batch& batch);
+  void reserve();
 
   ModelConfig c_;
   const kernels::Table& k_;
@@ -100,12 +107,15 @@ class Engine {
   std::unique_ptr<ThreadPool> pool_;
   KvCache kv_;
   Ffn ffn_;
+  Prefill prefill_;
   int max_position_;
   int max_rank_ = 0;
   std::vector<float> cosine_, sine_;  // [max_position, head_dim / 2]
 
+  Rows rows_;
   // Scratch, [rows, …].
   std::vector<float> x_, h_, q_, key_, value_, attended_, attn_out_, ffn_in_, ffn_out_, dense_in_, dense_out_, logits_;
+  std::vector<uint8_t> quants_;
   std::vector<int> dense_rows_, sparse_rows_;
   FfnScratch scratch_;
 

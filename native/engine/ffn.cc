@@ -38,31 +38,41 @@ int compress(int n, int32_t* out, Keep&& keep) {
 
 }  // namespace
 
+void activate_neurons(const kernels::Table& table, const ModelConfig& config, float* gate, float* up, int n) {
+  const kernels::Unary f = unary(config.activation);
+  if (!config.gated) return table.activate(f, config.fatrelu_threshold, up, n);
+  table.activate(f, config.fatrelu_threshold, gate, n);
+  if (config.activation == Activation::kDRelu) table.activate(f, 0, up, n);
+  table.multiply(gate, up, n);
+}
+
 void FfnScratch::reserve(const ModelConfig& config, int rows, int max_rank) {
   const size_t size = size_t(rows) * config.n_neurons;
+  quants.resize(std::max(quants.size(), rows * kernels::quantized_bytes(config.dim)));
+  hidden_quants.resize(std::max(hidden_quants.size(), rows * kernels::quantized_bytes(max_rank)));
   if (up.size() >= size && hidden.size() >= size_t(rows) * max_rank) return;
   for (std::vector<float>* buffer : {&gate, &up, &scores}) buffer->resize(size);
   hidden.resize(size_t(rows) * max_rank);
   active.resize(size);
 }
 
-void Ffn::dot(const MatrixView& w, VectorView bias, const int32_t* rows, int begin, int end, const float* x, int n_tokens,
+void Ffn::dot(const MatrixView& w, VectorView bias, const int32_t* rows, int begin, int end, const kernels::Activations& x,
               float* y) const {
   const size_t stride = c_.n_neurons;
-  k_.dot_rows({w, rows, begin, end, x, size_t(w.cols), n_tokens, y, stride});
+  k_.dot_rows({w, rows, begin, end, x, y, stride});
   if (!bias) return;
-  for (int t = 0; t < n_tokens; ++t) {
+  for (int t = 0; t < x.n; ++t) {
     for (int i = begin; i < end; ++i) y[t * stride + i] += bias[rows ? rows[i] : i];
   }
 }
 
-// up = f(gate) * up, or f(up) without a gate.
-void Ffn::activate(float* gate, float* up, int n) const {
-  const kernels::Unary f = unary(c_.activation);
-  if (!c_.gated) return k_.activate(f, c_.fatrelu_threshold, up, n);
-  k_.activate(f, c_.fatrelu_threshold, gate, n);
-  if (c_.activation == Activation::kDRelu) k_.activate(f, 0, up, n);
-  k_.multiply(gate, up, n);
+// x as the layer's products read it.
+kernels::Activations Ffn::quantize(const LayerWeights& w, const float* x, int rows, uint8_t* out, const Executor& on) const {
+  if (w.gate.blocks() || w.up.blocks() || w.predictor.fc1.blocks()) {
+    const Executor few = rows > 4 ? on : Executor{};
+    few.each(rows, [&](int t) { k_.quantize(x + size_t(t) * c_.dim, c_.dim, out + t * kernels::quantized_bytes(c_.dim)); });
+  }
+  return {x, size_t(c_.dim), out, rows};
 }
 
 void Ffn::down(const LayerWeights& w, const int32_t* rows, int n_rows, const float* a, int n_tokens, float* out,
@@ -85,23 +95,31 @@ void Ffn::down(const LayerWeights& w, const int32_t* rows, int n_rows, const flo
 void Ffn::dense(const LayerWeights& w, const float* x, int rows, FfnScratch& scratch, float* out, const Executor& on,
                 BytesTouched& bytes) const {
   const size_t n = c_.n_neurons;
+  const kernels::Activations in = quantize(w, x, rows, scratch.quants.data(), on);
   on.ranges(c_.n_neurons, 16, [&](int begin, int end) {
-    if (c_.gated) dot(w.gate, w.gate_bias, nullptr, begin, end, x, rows, scratch.gate.data());
-    dot(w.up, w.up_bias, nullptr, begin, end, x, rows, scratch.up.data());
-    for (int t = 0; t < rows; ++t) activate(&scratch.gate[t * n + begin], &scratch.up[t * n + begin], end - begin);
+    if (c_.gated) dot(w.gate, w.gate_bias, nullptr, begin, end, in, scratch.gate.data());
+    dot(w.up, w.up_bias, nullptr, begin, end, in, scratch.up.data());
+    for (int t = 0; t < rows; ++t) {
+      activate_neurons(k_, c_, &scratch.gate[t * n + begin], &scratch.up[t * n + begin], end - begin);
+    }
   });
   down(w, nullptr, c_.n_neurons, scratch.up.data(), rows, out, on);
   bytes.ffn += n * (w.gate.row_bytes * w.gate.rows / n + w.up.row_bytes + w.down_t.row_bytes);
 }
 
-// score = fc2 · relu(fc1 · x + b1) + b2
-void Ffn::scores(const LayerWeights& w, const float* x, float* hidden, float* out, const Executor& on) const {
+// scratch.scores = fc2 · relu(fc1 · x + b1) + b2 of one row.
+void Ffn::scores(const LayerWeights& w, const kernels::Activations& x, int row, FfnScratch& scratch, const Executor& on) const {
   const PredictorWeights& p = w.predictor;
+  float* hidden = &scratch.hidden[size_t(row) * p.fc1.rows];
+  float* out = &scratch.scores[size_t(row) * c_.n_neurons];
   on.ranges(p.fc1.rows, 16, [&](int begin, int end) {
-    dot(p.fc1, p.fc1_bias, nullptr, begin, end, x, 1, hidden);
+    dot(p.fc1, p.fc1_bias, nullptr, begin, end, x, hidden);
     k_.activate(kernels::Unary::kRelu, 0, hidden + begin, end - begin);
   });
-  on.ranges(p.fc2.rows, 32, [&](int begin, int end) { dot(p.fc2, p.fc2_bias, nullptr, begin, end, hidden, 1, out); });
+  uint8_t* quants = scratch.hidden_quants.data() + row * kernels::quantized_bytes(p.fc1.rows);
+  if (p.fc2.blocks()) k_.quantize(hidden, p.fc1.rows, quants);
+  const kernels::Activations in{hidden, 0, quants, 1};
+  on.ranges(p.fc2.rows, 32, [&](int begin, int end) { dot(p.fc2, p.fc2_bias, nullptr, begin, end, in, out); });
 }
 
 LayerStats Ffn::sparse(const LayerWeights& w, bool predict, float threshold, const float* x, int row, FfnScratch& scratch,
@@ -112,10 +130,11 @@ LayerStats Ffn::sparse(const LayerWeights& w, bool predict, float threshold, con
   float* score = &scratch.scores[row * n];
   int32_t* active = &scratch.active[row * n];
   const PredictorWeights& p = w.predictor;
+  const kernels::Activations in = quantize(w, x, 1, scratch.quants.data() + row * kernels::quantized_bytes(c_.dim), on);
   int count = c_.n_neurons;
   const int32_t* rows = nullptr;  // null: all of them, in order
   if (predict) {
-    scores(w, x, &scratch.hidden[size_t(row) * p.fc1.rows], score, on);
+    scores(w, in, row, scratch, on);
     count = compress(c_.n_neurons, active, [&](int i) { return score[i] >= threshold; });
     rows = active;
     bytes.predictor += p.fc1.rows * p.fc1.row_bytes + p.fc2.rows * p.fc2.row_bytes;
@@ -124,7 +143,7 @@ LayerStats Ffn::sparse(const LayerWeights& w, bool predict, float threshold, con
 
   // Gate first: what it closes needs neither up nor down. `score` is free again and takes the packed gate values.
   if (c_.gated) {
-    on.ranges(count, 8, [&](int begin, int end) { dot(w.gate, w.gate_bias, rows, begin, end, x, 1, gate); });
+    on.ranges(count, 8, [&](int begin, int end) { dot(w.gate, w.gate_bias, rows, begin, end, in, gate); });
     k_.activate(unary(c_.activation), c_.fatrelu_threshold, gate, count);
     bytes.ffn += count * w.gate.row_bytes;
     int open = 0;
@@ -136,7 +155,7 @@ LayerStats Ffn::sparse(const LayerWeights& w, bool predict, float threshold, con
     count = open;
     rows = active;
   }
-  on.ranges(count, 8, [&](int begin, int end) { dot(w.up, w.up_bias, rows, begin, end, x, 1, up); });
+  on.ranges(count, 8, [&](int begin, int end) { dot(w.up, w.up_bias, rows, begin, end, in, up); });
   bytes.ffn += count * w.up.row_bytes;
   if (!c_.gated) {
     k_.activate(unary(c_.activation), c_.fatrelu_threshold, up, count);
@@ -165,10 +184,11 @@ LayerStats Ffn::recall(const LayerWeights& w, float threshold, const std::vector
   float* gate = &scratch.gate[row * n];
   float* up = &scratch.up[row * n];
   float* score = &scratch.scores[row * n];
-  if (c_.gated) dot(w.gate, w.gate_bias, nullptr, 0, c_.n_neurons, x, 1, gate);
-  dot(w.up, w.up_bias, nullptr, 0, c_.n_neurons, x, 1, up);
-  activate(gate, up, c_.n_neurons);
-  scores(w, x, &scratch.hidden[size_t(row) * w.predictor.fc1.rows], score, Executor{});
+  const kernels::Activations in = quantize(w, x, 1, scratch.quants.data() + row * kernels::quantized_bytes(c_.dim), Executor{});
+  if (c_.gated) dot(w.gate, w.gate_bias, nullptr, 0, c_.n_neurons, in, gate);
+  dot(w.up, w.up_bias, nullptr, 0, c_.n_neurons, in, up);
+  activate_neurons(k_, c_, gate, up, c_.n_neurons);
+  scores(w, in, row, scratch, Executor{});
   LayerStats stats{1, 0, 0, 0, 0};
   double total = 0, kept = 0;
   for (int i = 0; i < c_.n_neurons; ++i) {

@@ -16,8 +16,12 @@ namespace pi {
 struct FfnScratch {
   std::vector<float> gate, up, scores, hidden;  // [rows, n_neurons], hidden [rows, max rank]
   std::vector<int32_t> active;                  // [rows, n_neurons]
+  std::vector<uint8_t> quants, hidden_quants;   // x and `hidden`, quantised, where weights are blocks
   void reserve(const ModelConfig& config, int rows, int max_rank);
 };
+
+// up = f(gate) * up, or f(up) without a gate, for n neurons; gate is overwritten.
+void activate_neurons(const kernels::Table& table, const ModelConfig& config, float* gate, float* up, int n);
 
 class Ffn {
  public:
@@ -42,11 +46,10 @@ class Ffn {
   std::vector<float> down_norms(const LayerWeights& w, const Executor& on) const;
 
  private:
-  void dot(const MatrixView& w, VectorView bias, const int32_t* rows, int begin, int end, const float* x, int n_tokens,
+  void dot(const MatrixView& w, VectorView bias, const int32_t* rows, int begin, int end, const kernels::Activations& x,
            float* y) const;
-  void activate(float* gate, float* up, int n) const;
-  void gate_only(float* gate, int n) const;
-  void scores(const LayerWeights& w, const float* x, float* hidden, float* out, const Executor& on) const;
+  kernels::Activations quantize(const LayerWeights& w, const float* x, int rows, uint8_t* out, const Executor& on) const;
+  void scores(const LayerWeights& w, const kernels::Activations& x, int row, FfnScratch& scratch, const Executor& on) const;
   void down(const LayerWeights& w, const int32_t* rows, int n_rows, const float* a, int n_tokens, float* out,
             const Executor& on) const;
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 
 #include "base/thread_pool.h"
 
@@ -19,10 +20,21 @@ struct Executor {
     }
   }
 
+  int threads() const { return pool ? pool->threads() : 1; }
+
+  // As `each`, with the number of the thread, below threads(), as f's second argument: for scratch of its own.
+  template <typename F>
+  void each_on_thread(int n, F&& f) const {
+    std::atomic<int> next{0};
+    each(std::min(n, threads()), [&](int thread) {
+      for (int i = next++; i < n; i = next++) f(i, thread);
+    });
+  }
+
   // Splits [0, n) into about four ranges a thread, each a multiple of `grain`, and calls f(begin, end).
   template <typename F>
   void ranges(int n, int grain, F&& f) const {
-    const int parts = pool ? pool->threads() * 4 : 1;
+    const int parts = pool ? threads() * 4 : 1;
     const int size = std::max(1, (n / parts + grain - 1) / grain) * grain;
     each((n + size - 1) / size, [&](int i) { f(i * size, std::min(n, (i + 1) * size)); });
   }

@@ -15,10 +15,19 @@ namespace pi {
 struct MatrixView : kernels::Matrix {
   int rows = 0;
   explicit operator bool() const { return rows > 0; }
+  // True when it is multiplied with quantised activations.
+  bool blocks() const { return rows > 0 && block_size(type) > 1; }
 };
 
 // f32 [n]; null where the model has none.
 using VectorView = const float*;
+
+// y = x · Wᵀ + b: y [rows of x, w->rows].
+struct Projection {
+  const MatrixView* w;
+  VectorView bias;
+  float* y;
+};
 
 struct NormWeights {
   VectorView weight = nullptr, bias = nullptr;

@@ -2,8 +2,8 @@
 //
 // Every output element is computed by the same sequence of roundings whatever the tile, thread or batch it is computed
 // in: a dot product keeps one accumulator of `Table::lanes` lanes and runs along the row in order; an AXPY sum runs over
-// the rows in order. So logits depend neither on threads nor on batch composition, and skipping a neuron whose
-// activation is zero changes nothing.
+// the rows in order; a product of the prefill runs along the row in order, too, one token a lane. So logits depend
+// neither on threads nor on batch composition, and skipping a neuron whose activation is zero changes nothing.
 #pragma once
 
 #include <cstddef>
@@ -22,14 +22,24 @@ struct Matrix {
   int cols;
 };
 
-// y[t * y_stride + i] = W[row(i)] · x[t],  row(i) = rows ? rows[i] : i,  begin <= i < end, t < n_tokens.
+// Bytes of a row of `cols` activations quantised to 8 bits: 128 columns at a time, two bytes each.
+constexpr size_t quantized_bytes(size_t cols) { return (cols + 127) / 128 * 256; }
+
+// Activations [n, cols]. Rows of `quants` (Table::quantize) stand quantized_bytes(cols) apart; matrices of block types
+// are multiplied with those, all others with `x`.
+struct Activations {
+  const float* x;
+  size_t stride;
+  const uint8_t* quants;
+  int n;
+};
+
+// y[t * y_stride + i] = W[row(i)] · x[t],  row(i) = rows ? rows[i] : i,  begin <= i < end, t < x.n.
 struct DotRows {
   Matrix w;
   const int32_t* rows;
   int begin, end;
-  const float* x;
-  size_t x_stride;
-  int n_tokens;
+  Activations x;
   float* y;
   size_t y_stride;
 };
@@ -48,17 +58,55 @@ struct AxpyRows {
   int col_begin, col_end;
 };
 
+// Tokens [first, first + n) of a tile of the prefill, to be packed one token a lane: [cols, lanes] of f32, or, for block
+// types, quantised to 8 bits and 32 columns at a time. n <= Table::tile_tokens; missing tokens are packed as zeros.
+struct PackTokens {
+  const float* x;
+  size_t stride;
+  int n, cols;
+  bool quantize;
+  uint8_t* out;  // packed_bytes of one tile
+};
+
+// Bytes of a packed tile of `tile_tokens` tokens, whatever the instruction set. Columns are quantised to at most 16 bits.
+constexpr size_t packed_bytes(size_t cols, int tile_tokens) { return cols * tile_tokens * sizeof(float); }
+
+// Most rows of one Gemm: what it unpacks of them stays in L2.
+constexpr int kGemmPanel = 64;
+
+// Prefill: y = x · Wᵀ (or x · W with `transposed`) for tiles of tokens, y packed as x is: [tiles][rows][tile_tokens].
+struct Gemm {
+  Matrix w;
+  bool transposed;  // the output's rows are columns of w, and its inner dimension w's `n_rows` rows; x is f32
+  int n_rows;       // of w
+  int begin, end;   // rows of the output; at most kGemmPanel, multiples of 32 where transposed
+  const uint8_t* x;
+  size_t x_bytes;  // from one tile to the next
+  int n_tokens;
+  float* y;
+  size_t y_stride;  // floats from one tile to the next; row r of a tile is at (r - begin) * tile_tokens
+};
+
+// How keys and values are kept. q8: integers of up to 127 and, after them, an f32 scale per position.
+enum class KvType : int32_t { kF32 = 0, kF16 = 1, kQ8 = 2 };
+
+// Positions of a KV block, and bytes of one KV head's keys (or values) of a block.
+constexpr int kKvBlockTokens = 32;
+constexpr size_t kv_tile_bytes(KvType type, size_t head_dim) {
+  if (type == KvType::kQ8) return kKvBlockTokens * (head_dim + sizeof(float));
+  return kKvBlockTokens * head_dim * (type == KvType::kF16 ? 2 : 4);
+}
+
 // Attention of the `group` query heads that share one KV head, over positions [0, n_positions), with an online softmax
-// over tiles of one KV block. Keys and values of a block are [block_tokens, head_dim], f32 or f16.
+// over tiles of one KV block. Keys of a block are [head_dim, kKvBlockTokens], values [kKvBlockTokens, head_dim].
 struct Attention {
   const float* q;  // [group, head_dim]
   int group, head_dim;
   const uint8_t* keys;    // of block 0 and this KV head
   const uint8_t* values;  // likewise
   size_t block_bytes;     // from one block to the next
-  bool f16;
+  KvType type;
   const int32_t* table;  // block of each tile
-  int block_tokens;      // <= 64
   int n_positions;
   float scale;
   float* out;  // [group, head_dim]
@@ -69,9 +117,15 @@ enum class Unary : int32_t { kRelu, kRelu2, kFatRelu, kSilu, kGelu, kGeluTanh };
 struct Table {
   const char* name;
   int lanes;
+  int tile_tokens;
   void (*dot_rows)(const DotRows&);
   void (*axpy_rows)(const AxpyRows&);
+  void (*quantize)(const float* x, int cols, uint8_t* out);
+  void (*pack_tokens)(const PackTokens&);
+  void (*gemm)(const Gemm&);
   void (*attention)(const Attention&);
+  // Stores key and value [head_dim] of one position into slot `slot` of a block of KV cache.
+  void (*store_kv)(KvType type, const float* key, const float* value, int head_dim, int slot, uint8_t* keys, uint8_t* values);
   // out[c] = row `row` of w as f32.
   void (*dequantize_row)(const Matrix& w, int row, float* out);
   // y = x / rms(x) * weight.

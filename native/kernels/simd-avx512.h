@@ -1,4 +1,4 @@
-// Sixteen f32 lanes on AVX-512 F+BW+VL+DQ.
+// Sixteen f32 lanes on AVX-512 F+BW+VL+DQ+VNNI.
 #pragma once
 
 #include <immintrin.h>
@@ -30,7 +30,9 @@ inline V pow2(V n) {
   const __m512i e = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
   return _mm512_castsi512_ps(_mm512_slli_epi32(e, 23));
 }
+inline V abs(V a) { return _mm512_abs_ps(a); }
 inline float sum(V a) { return _mm512_reduce_add_ps(a); }
+inline float highest(V a) { return _mm512_reduce_max_ps(a); }
 
 inline V load_f16(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
 inline V load_bf16(const uint16_t* p) {
@@ -42,16 +44,119 @@ inline void store_f16(uint16_t* p, V a) {
 }
 inline float f16(uint16_t h) { return _cvtsh_ss(h); }
 
-inline V from_i8(__m128i bytes) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)); }
+// Rounds to the nearest integers, which fit.
+inline void store_i8(int8_t* p, V a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a)));
+}
+
+// ------------------------------------------------------------------------------------------------------ blocks as f32
+
+inline V from_i8(const int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
 // The 32 quants of a block, without its scale.
 inline void unpack(const BlockQ8_0& block, V out[2]) {
-  for (int i = 0; i < 2; ++i) out[i] = from_i8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(block.q + 16 * i)));
+  for (int i = 0; i < 2; ++i) out[i] = from_i8(block.q + 16 * i);
 }
+// A table of the 16 values of a nibble; the permutation reads only the low four bits of its indices.
 inline void unpack(const BlockQ4_0& block, V out[2]) {
-  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(block.q));
-  const __m128i mask = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
-  out[0] = from_i8(_mm_sub_epi8(_mm_and_si128(bytes, mask), eight));
-  out[1] = from_i8(_mm_sub_epi8(_mm_and_si128(_mm_srli_epi16(bytes, 4), mask), eight));
+  const V values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+  const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(block.q)));
+  out[0] = _mm512_permutexvar_ps(bytes, values);
+  out[1] = _mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), values);
 }
+
+// ----------------------------------------------------------------------------------------------- 8-bit dot products
+
+using I = __m512i;
+
+inline I load_bytes(const void* p) { return _mm512_loadu_si512(p); }
+
+// Four blocks of a row: 16 quants of each in `low` (columns 0-15) and `high` (16-31), its scale in four lanes.
+// The products are of unsigned with signed bytes, so that the weights are offset, by 8 or by 128.
+template <typename Block>
+struct Quants {
+  I low, high;
+  V scale;
+};
+
+// Indices into the 32 words of a vector, or the 64 of two.
+struct Words {
+  alignas(64) short at[32];
+};
+template <typename F>
+constexpr Words words(F&& f) {
+  Words out{};
+  for (int i = 0; i < 32; ++i) out.at[i] = static_cast<short>(f(i));
+  return out;
+}
+inline I pick(const Words& index, I a, I b) { return _mm512_permutex2var_epi16(a, load_bytes(index.at), b); }
+inline V scales(const Words& index, I a, I b) { return _mm512_cvtph_ps(_mm512_castsi512_si256(pick(index, a, b))); }
+
+inline Quants<BlockQ4_0> load_quants(const BlockQ4_0* w) {
+  // Nine words a block, the first its scale; the vectors begin at the words 0 and 4.
+  constexpr static Words bytes = words([](int i) { return 9 * (i / 8) + 1 + i % 8 + (i < 28 ? 0 : 28); });
+  constexpr static Words scale = words([](int i) { return i / 4 % 4 * 9; });
+  const uint8_t* at = reinterpret_cast<const uint8_t*>(w);
+  const I a = load_bytes(at), q = pick(bytes, a, load_bytes(at + 8)), nibble = _mm512_set1_epi8(15);
+  return {_mm512_and_si512(q, nibble), _mm512_and_si512(_mm512_srli_epi16(q, 4), nibble), scales(scale, a, a)};
+}
+
+inline Quants<BlockQ8_0> load_quants(const BlockQ8_0* w) {
+  // 17 words a block, the first its scale; the vectors begin at the words 0 and 32, and at 8 and 36.
+  constexpr static Words low = words([](int i) { return 17 * (i / 8) + 1 + i % 8; });
+  constexpr static Words high = words([](int i) { return 17 * (i / 8) + 1 + i % 8 + (i < 16 ? 0 : 4); });
+  constexpr static Words scale = words([](int i) { return i / 4 % 4 * 17; });
+  const uint8_t* at = reinterpret_cast<const uint8_t*>(w);
+  const I a = load_bytes(at), b = load_bytes(at + 64), sign = _mm512_set1_epi8(-128);
+  return {_mm512_xor_si512(pick(low, a, b), sign), _mm512_xor_si512(pick(high, load_bytes(at + 16), load_bytes(at + 72)), sign),
+          scales(scale, a, b)};
+}
+
+// What a row of activations holds for four blocks; `offset` is -8 times the sum of a lane's bytes.
+struct Acts {
+  I low, high, offset;
+  V scale;
+};
+
+inline Acts load_acts(const uint8_t* p) {
+  return {load_bytes(p), load_bytes(p + 64), load_bytes(p + 128), load(reinterpret_cast<const float*>(p + 192))};
+}
+
+inline void store_offsets(const int8_t* low, const int8_t* high, int32_t* out) {
+  const I ones = _mm512_set1_epi8(1);
+  const I sums = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, load_bytes(low)), ones, load_bytes(high));
+  _mm512_storeu_si512(out, _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(sums, 3)));
+}
+
+inline V add_dot(const Quants<BlockQ4_0>& w, const Acts& x, V acc) {
+  const I s = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(x.offset, w.low, x.low), w.high, x.high);
+  return fma(_mm512_cvtepi32_ps(s), mul(w.scale, x.scale), acc);
+}
+inline V add_dot(const Quants<BlockQ8_0>& w, const Acts& x, V acc) {
+  const I offset = _mm512_slli_epi32(x.offset, 4);
+  const I s = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(offset, w.low, x.low), w.high, x.high);
+  return fma(_mm512_cvtepi32_ps(s), mul(w.scale, x.scale), acc);
+}
+
+// ------------------------------------------------------------------------------------------------------------ prefill
+
+constexpr int kGemmRows = 8, kIntGemmRows = 4;
+
+// Integers of activations (a lane a token) and of weights (broadcast), and how many of them a lane multiplies at once.
+// Unsigned with signed bytes again: here the activations are offset.
+using GemmX = uint8_t;
+using GemmW = int8_t;
+constexpr int kGemmStep = 4, kGemmOffset = 128;
+
+inline I set1_int(int32_t x) { return _mm512_set1_epi32(x); }
+inline V to_float(I a) { return _mm512_cvtepi32_ps(a); }
+inline I load_step(const GemmX* x) { return load_bytes(x); }
+inline I load_step1(const GemmW* w) {
+  int32_t four;
+  __builtin_memcpy(&four, w, sizeof four);
+  return _mm512_set1_epi32(four);
+}
+inline I add_step(I x, I w, I acc) { return _mm512_dpbusd_epi32(acc, x, w); }
 
 }  // namespace pi::kernels::avx512

@@ -1,0 +1,45 @@
+// The products of prefill: many rows at once, weights unpacked once for all of them, sums in another order than those of
+// decoding (kernels::Gemm). A row's results do not depend on the rows beside it.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "engine/config.h"
+#include "engine/parallel.h"
+#include "engine/weights.h"
+#include "kernels/kernels.h"
+
+namespace pi {
+
+// Keeps its buffers between calls; one call at a time.
+class Prefill {
+ public:
+  Prefill(const ModelConfig& config, const kernels::Table& table) : c_(config), k_(table) {}
+
+  // The projections of x [rows, cols].
+  void project(std::span<const Projection> projections, const float* x, int rows, const Executor& on);
+
+  // out[t] = FFN(x[t]), every neuron computed. x and out are [rows, dim].
+  void ffn(const LayerWeights& w, const float* x, int rows, float* out, const Executor& on);
+
+  size_t allocated_bytes() const;
+
+ private:
+  using Bytes = std::vector<uint8_t>;
+  using Floats = std::vector<float>;
+
+  int tiles(int rows) const { return (rows + k_.tile_tokens - 1) / k_.tile_tokens; }
+  void pack(const float* x, int rows, int cols, bool ints, bool floats, const Executor& on);
+  void multiply(const MatrixView& w, int begin, int end, int rows, float* y, size_t y_stride) const;
+  void activate(const LayerWeights& w, int begin, int end, int tile, float* gate, float* up) const;
+  void unpack(const Floats& packed, int rows, int first, int stride, const Projection& to, const Executor& on) const;
+
+  const ModelConfig& c_;
+  const kernels::Table& k_;
+  Bytes ints_, floats_;    // the input, packed: [tiles][cols][tile_tokens]
+  Floats gate_, up_, out_;  // [threads][tiles][panel][tile_tokens], [tiles][n_neurons][…], [tiles][rows of the output][…]
+};
+
+}  // namespace pi

@@ -1,7 +1,7 @@
 import { type Command, Option } from "commander";
 import { availableParallelism } from "node:os";
 import { readArtifact } from "../model/artifact.ts";
-import { measureSpeed, type ModeSpeed } from "../model/measure.ts";
+import { firstToken, measureSpeed, speedTokens, type Measured, type Speed } from "../model/measure.ts";
 import { checkMode, sparseModes } from "../model/modes.ts";
 import { openModel, type OpenModel } from "../model/open.ts";
 import { FFN_MODE, native, type FfnMode } from "../native/index.ts";
@@ -11,7 +11,8 @@ import { parseInteger } from "./sizes.ts";
 
 interface Options {
   mode?: FfnMode[];
-  prompt: number;
+  context: number[];
+  batch: number[];
   tokens: number;
   repeats: number;
   threads?: number;
@@ -25,38 +26,52 @@ export function define(command: Command): void {
     .addOption(
       new Option("--mode <MODE...>", "modes to measure (default: all the model has)").choices(Object.keys(FFN_MODE)),
     )
-    .option("--prompt <N>", "tokens of the prompt", parseInteger(1), 128)
-    .option("--tokens <N>", "tokens to decode after it", parseInteger(1), 64)
-    .option("--repeats <N>", "measurements of each mode; the median counts", parseInteger(1), 5)
+    .addOption(listOption("--context <N...>", "tokens in the cache when decoding begins, one or more numbers", 0, 128))
+    .addOption(listOption("--batch <N...>", "sequences decoded together, one or more numbers", 1, 1))
+    .option("--tokens <N>", "tokens to decode of each", parseInteger(1), 64)
+    .option("--repeats <N>", "measurements of everything; the median counts", parseInteger(1), 5)
     .option("--threads <N>", "default: all cores", parseInteger(1, 1024))
     .option("--predictors <FILE>", "predictors.safetensors to use with a converted model")
     .option("--json", "print one JSON document")
     .action(bench);
 }
 
+/** An option that takes whole numbers of at least `min`; `fallback` stands alone where it is not given. */
+function listOption(flags: string, description: string, min: number, fallback: number): Option {
+  const parse = (text: string, before: unknown) => [
+    ...(before === initial ? [] : (before as number[])),
+    parseInteger(min)(text),
+  ];
+  const initial = [fallback];
+  return new Option(flags, description).argParser(parse).default(initial, `${fallback}`);
+}
+
 async function bench(path: string, options: Options, command: Command): Promise<void> {
   const context = stageContext();
   try {
-    const { prompt, tokens, repeats, predictors } = options;
+    const { context: contexts, batch: batches, tokens, repeats, predictors } = options;
     const threads = options.threads ?? availableParallelism();
+    const contextTokens = speedTokens({ contexts, batches, tokens });
     const started = performance.now();
-    const model = await openModel(path, { threads, contextTokens: prompt + tokens, ...(predictors && { predictors }) });
-    const loadSeconds = (performance.now() - started) / 1000;
+    const since = () => (performance.now() - started) / 1000;
+    const model = await openModel(path, { threads, contextTokens, ...(predictors && { predictors }) });
     try {
       const { maxPositions } = model.config;
-      if (prompt + tokens > maxPositions) {
-        command.error(
-          `error: --prompt and --tokens: expected at most ${maxPositions} together, got ${prompt + tokens}`,
-        );
+      const longest = Math.max(...contexts) + tokens;
+      if (longest > maxPositions) {
+        command.error(`error: --context and --tokens: expected at most ${maxPositions} together, got ${longest}`);
       }
+      const loadSeconds = since();
+      await firstToken(model);
+      const firstTokenSeconds = since();
       for (const mode of options.mode ?? []) checkMode(model, mode);
       const modes = options.mode ?? ["dense" as const, ...sparseModes(model)];
-      const speeds = await measureSpeed(model, { modes, prompt, tokens, repeats, threads }, context);
+      const measured = await measureSpeed(model, { modes, contexts, batches, tokens, repeats, threads }, context);
       context.close();
-      const run = { model: model.name, isa: native().isa().active, threads, prompt, tokens, repeats, loadSeconds };
-      const report = { ...run, predicted: predictionOf(model), modes: Object.fromEntries(speeds), peakRss: peakRss() };
+      const run = { model: model.name, isa: native().isa().active, threads, tokens, repeats };
+      const report = { ...run, loadSeconds, firstTokenSeconds, predicted: predictionOf(model), ...measured };
       if (options.json) printJson(report);
-      else print(report, speeds);
+      else print(report);
     } finally {
       model.close();
     }
@@ -72,44 +87,40 @@ function predictionOf({ file }: OpenModel) {
   return { ...predicted, hardware: hardware.name };
 }
 
-const peakRss = (): number => process.resourceUsage().maxRSS * 1024;
-
-interface Report {
+interface Report extends Measured {
   model: string;
   isa: string;
   threads: number;
-  prompt: number;
   tokens: number;
+  repeats: number;
   loadSeconds: number;
+  firstTokenSeconds: number;
   predicted: ReturnType<typeof predictionOf>;
-  peakRss: number;
 }
 
-function print(report: Report, speeds: Map<FfnMode, ModeSpeed>): void {
-  const { predicted } = report;
-  printTable(
-    ["mode", "prefill tok/s", "decode tok/s", "read/token", "GB/s", "limit GB/s", "share of it", "limit"],
-    [...speeds].map(([mode, s]) => [
-      mode,
-      formatNumber(s.prefillTokensPerSecond),
-      formatNumber(s.decodeTokensPerSecond),
-      formatBytes(s.bytesPerToken),
-      formatNumber(s.bytesPerSecond / 1e9),
-      formatNumber(s.limit.bytesPerSecond / 1e9),
-      percent(s.share),
-      describeLimit(s),
-    ]),
-  );
+function print(report: Report): void {
+  const { predicted, speeds } = report;
+  const table = (header: string[], cells: (speed: Speed) => string[]) =>
+    printTable(
+      ["mode", "context", "batch", ...header],
+      speeds.map((speed) => [speed.mode, speed.context, speed.batch as string | number].concat(cells(speed))),
+    );
+  table(["prefill tok/s", "decode tok/s", "GB/s", "limit GB/s", "share of it", "limit"], (s) => [
+    formatNumber(s.prefillTokensPerSecond ?? NaN),
+    formatNumber(s.decodeTokensPerSecond),
+    formatNumber(s.bytesPerSecond / 1e9),
+    formatNumber(s.limit.bytesPerSecond / 1e9),
+    percent(s.share),
+    describeLimit(s),
+  ]);
   process.stdout.write("\nread per decoded token\n");
-  const [first] = speeds.values();
-  printTable(
-    ["mode", ...Object.keys(first!.bytes)],
-    [...speeds].map(([mode, s]) => [mode as string].concat(Object.values(s.bytes).map(formatBytes))),
+  table(["in all", ...Object.keys(speeds[0]!.bytes)], (s) =>
+    [s.bytesPerToken, ...Object.values(s.bytes)].map(formatBytes),
   );
   const lines = [
     "",
-    `${report.model}: ${report.threads} threads, ${report.isa}, prompt ${report.prompt}, ${report.tokens} tokens decoded`,
-    `loaded and verified in ${formatSeconds(report.loadSeconds)}, peak memory ${formatBytes(report.peakRss)}`,
+    `${report.model}: ${report.threads} threads, ${report.isa}, ${report.tokens} tokens decoded, medians of ${report.repeats}`,
+    `loaded and verified in ${formatSeconds(report.loadSeconds)}, first token after ${formatSeconds(report.firstTokenSeconds)}, peak memory ${formatBytes(report.peakRss)}`,
   ];
   if (predicted) {
     lines.push(
@@ -120,6 +131,6 @@ function print(report: Report, speeds: Map<FfnMode, ModeSpeed>): void {
   process.stdout.write(`${lines.join("\n")}\n`);
 }
 
-function describeLimit({ limit }: ModeSpeed): string {
+function describeLimit({ limit }: Speed): string {
   return limit.kind === "memory" ? "memory" : `last-level cache, ${formatBytes(limit.bufferBytes)}`;
 }

@@ -1,25 +1,33 @@
 /** How fast a model runs here, and what bounds it. Used by `pi bench`. */
 import { readCaches } from "../io/hardware.ts";
 import type { StageContext } from "../io/progress.ts";
-import { KV_BLOCK, native, type Choice, type EngineStats, type FfnMode } from "../native/index.ts";
-import { forcedStep } from "./forced-logits.ts";
+import { FFN_MODE, KV_BLOCK, native, type Choice, type EngineStats, type FfnMode } from "../native/index.ts";
+import { kvTokensFor } from "./forced-logits.ts";
 import type { OpenModel } from "./open.ts";
 
 export interface SpeedOptions {
   modes: readonly FfnMode[];
-  /** Tokens of the prompt, and tokens decoded after it. Both at least 1; together within the KV cache. */
-  prompt: number;
+  /** Tokens in the cache before decoding begins, 0 or more; with `tokens` at most the model's context. */
+  contexts: readonly number[];
+  /** Sequences that are decoded together. */
+  batches: readonly number[];
+  /** Tokens decoded of each sequence, at least 1. */
   tokens: number;
-  /** How often each mode is measured, in turn, so that a busy moment hits all alike. */
+  /** How often everything is measured, in turn, so that a busy moment hits all alike. */
   repeats: number;
   threads: number;
 }
 
-/** Medians over the repeats. Bytes per token are means over the decoded tokens. */
-export interface ModeSpeed {
-  prefillTokensPerSecond: number;
+/** One mode at one context and batch: medians over the repeats. Bytes per token are means over the decoded tokens. */
+export interface Speed {
+  mode: FfnMode;
+  context: number;
+  batch: number;
+  /** Of the context, sequence after sequence, dense whatever the mode; null without one. */
+  prefillTokensPerSecond: number | null;
+  /** Of all sequences together. */
   decodeTokensPerSecond: number;
-  /** Weights and KV cache that a decoded token reads, by part, and in all. */
+  /** Weights and KV cache that a decoded token reads, by part, and in all. What a step reads for all of a batch counts once. */
   bytes: EngineStats["bytes"];
   bytesPerToken: number;
   bytesPerSecond: number;
@@ -28,7 +36,7 @@ export interface ModeSpeed {
   share: number;
 }
 
-/** How fast this machine reads as many bytes as a token needs, over and over, as measured between the repeats. */
+/** How fast this machine reads as many bytes as a step needs, over and over, as measured between the repeats. */
 export interface ReadLimit {
   /** `cache` where those bytes fit the last-level cache, measured with a buffer of that size; else `memory`. */
   kind: "cache" | "memory";
@@ -36,46 +44,72 @@ export interface ReadLimit {
   bytesPerSecond: number;
 }
 
+export interface Measured {
+  speeds: Speed[];
+  /** Of this process, mapped weights included, before the limit's buffer was allocated. */
+  peakRss: number;
+}
+
 /** A buffer beyond any cache, and how long each measurement of bandwidth takes. */
 const MEMORY_BYTES = 256 << 20;
 const PROBE_SECONDS = 0.2;
 
+/** Rows of a prompt that are computed in one step: enough to read weights seldom, and scratch memory stays bounded. */
+const PREFILL_ROWS = 512;
+
+/** Tokens of a prompt that are sampled; longer prompts repeat them. Which tokens are cached costs decoding nothing. */
+const SAMPLED_PROMPT = 128;
+
+/** KV capacity in tokens that {@link measureSpeed} needs. */
+export function speedTokens({ contexts, batches, tokens }: Pick<SpeedOptions, "contexts" | "batches" | "tokens">) {
+  return kvTokensFor(Math.max(SAMPLED_PROMPT, ...contexts) + tokens, Math.max(...batches));
+}
+
 /**
- * Measures prefill and decoding of one sequence: a text sampled from the model itself, the same in every mode, because
- * how many neurons fire depends on the text. Prompts run dense, as they do when serving.
+ * Measures prefill and decoding of texts sampled from the model itself, the same in every mode and after every context,
+ * because how many neurons fire depends on the text.
  */
-export async function measureSpeed(
-  model: OpenModel,
-  options: SpeedOptions,
-  context: StageContext,
-): Promise<Map<FfnMode, ModeSpeed>> {
-  const { modes, prompt, tokens, repeats, threads } = options;
-  const text = await sampleText(model, prompt + tokens);
-  const runs = new Map(modes.map((mode) => [mode, [] as Run[]]));
+export async function measureSpeed(model: OpenModel, options: SpeedOptions, context: StageContext): Promise<Measured> {
+  const { contexts, batches, repeats, tokens, threads } = options;
+  const texts = await sampleTexts(model, Math.max(...batches), tokens, context);
+  const cases = contexts.flatMap((length) => batches.map((batch) => ({ length, batch, runs: runsOf(options) })));
   const bandwidths = new Map<number, number[]>();
-  // Repeat 0 warms caches and clocks, and tells how much a token reads.
+  let peakRss = 0;
+  // Repeat 0 warms caches and clocks, and tells how much is read.
   for (let repeat = 0; repeat <= repeats; repeat++) {
-    for (const mode of modes) {
+    for (const [i, { length, batch, runs }] of cases.entries()) {
       context.signal.throwIfAborted();
-      const run = await measureRun(model, text, prompt, mode);
-      if (repeat > 0) runs.get(mode)!.push(run);
-      else bandwidths.set(await bufferFor(run), []);
-      context.progress({
-        label: "measure",
-        done: repeat * tokens,
-        total: repeats * tokens,
-        unit: "tokens",
-        note: mode,
-      });
+      const sequences = texts.slice(0, batch).map((text) => withContext(text, length, tokens));
+      const prefillSeconds = await prefill(model, sequences, length);
+      for (const [mode, samples] of runs) {
+        const run = { prefillSeconds, ...(await decode(model, sequences, length, mode)) };
+        if (repeat > 0) samples.push(run);
+        else bandwidths.set(await bufferFor(run, batch), []);
+      }
+      const [done, total] = [repeat * cases.length + i + 1, (repeats + 1) * cases.length];
+      context.progress({ label: "measure", done, total, unit: "steps", note: `context ${length}, batch ${batch}` });
     }
+    if (repeat === 0) peakRss = process.resourceUsage().maxRSS * 1024;
     for (const [bytes, found] of bandwidths) found.push(await native().readBandwidth(bytes, threads, PROBE_SECONDS));
   }
-  const summaries = modes.map(async (mode) => {
-    const bytes = await bufferFor(runs.get(mode)![0]!);
-    return [mode, summarise(runs.get(mode)!, prompt, tokens, bytes, median(bandwidths.get(bytes)!))] as const;
-  });
-  return new Map(await Promise.all(summaries));
+  const speeds: Speed[] = [];
+  for (const { length, batch, runs } of cases) {
+    for (const [mode, samples] of runs) {
+      const bufferBytes = await bufferFor(samples[0]!, batch);
+      const bandwidth = median(bandwidths.get(bufferBytes)!);
+      speeds.push(summarise(samples, { mode, context: length, batch }, tokens, bufferBytes, bandwidth));
+    }
+  }
+  return { speeds, peakRss };
 }
+
+/** Computes the first token after the beginning of a text. */
+export async function firstToken(model: OpenModel): Promise<number> {
+  const rows = { sequences: [0], at: 0, rows: 1, mode: model.defaultMode };
+  return (await step(model, [Int32Array.of(model.config.bosToken ?? 0)], rows))[0]!;
+}
+
+const runsOf = ({ modes }: SpeedOptions) => new Map(modes.map((mode) => [mode, [] as Run[]]));
 
 /** One prefill and the decoding after it. */
 interface Run {
@@ -86,32 +120,53 @@ interface Run {
   bytesPerToken: number;
 }
 
-async function measureRun(model: OpenModel, text: Int32Array, prompt: number, mode: FfnMode): Promise<Run> {
-  const { engine } = model;
-  const prefillSeconds = await timed(() => step(model, text, 0, prompt, "dense", GREEDY));
-  engine.resetStats();
-  const decodeSeconds = await timed(async () => {
-    for (let at = prompt; at < text.length; at++) await step(model, text, at, 1, mode, GREEDY);
+/** Computes the first `length` tokens of every text, one text after the other; returns the seconds that takes. */
+async function prefill(model: OpenModel, texts: readonly Int32Array[], length: number): Promise<number> {
+  return timed(async () => {
+    for (const sequence of texts.keys()) {
+      for (let at = 0; at < length; at += PREFILL_ROWS) {
+        const rows = Math.min(PREFILL_ROWS, length - at);
+        await step(model, texts, { sequences: [sequence], at, rows, mode: "dense", prefill: true });
+      }
+    }
   });
-  const { rows, bytes: sums } = engine.stats();
+}
+
+/** Decodes what follows `length` tokens of all texts together. */
+async function decode(model: OpenModel, texts: readonly Int32Array[], length: number, mode: FfnMode) {
+  const sequences = [...texts.keys()];
+  model.engine.resetStats();
+  const decodeSeconds = await timed(async () => {
+    for (let at = length; at < texts[0]!.length; at++) await step(model, texts, { sequences, at, rows: 1, mode });
+  });
+  const { rows, bytes: sums } = model.engine.stats();
   const entries = Object.entries(sums).map(([part, sum]) => [part, sum / rows] as const);
   const bytes = Object.fromEntries(entries) as EngineStats["bytes"];
-  return { prefillSeconds, decodeSeconds, bytes, bytesPerToken: entries.reduce((sum, [, n]) => sum + n, 0) };
+  return { decodeSeconds, bytes, bytesPerToken: entries.reduce((sum, [, n]) => sum + n, 0) };
 }
 
-/** Bytes of the buffer whose bandwidth bounds a run: what a token reads if that stays in the last-level cache. */
-async function bufferFor({ bytesPerToken }: Run): Promise<number> {
+/** Bytes of the buffer whose bandwidth bounds a run: what a step reads if that stays in the last-level cache. */
+async function bufferFor({ bytesPerToken }: Run, batch: number): Promise<number> {
   const cache = (await readCaches()).at(-1)?.size ?? 0;
-  return bytesPerToken <= cache ? Math.ceil(bytesPerToken / 2 ** 20) * 2 ** 20 : MEMORY_BYTES;
+  const bytes = bytesPerToken * batch;
+  return bytes <= cache ? Math.ceil(bytes / 2 ** 20) * 2 ** 20 : MEMORY_BYTES;
 }
 
-function summarise(runs: Run[], prompt: number, tokens: number, bufferBytes: number, bandwidth: number): ModeSpeed {
+function summarise(
+  runs: Run[],
+  what: Pick<Speed, "mode" | "context" | "batch">,
+  tokens: number,
+  bufferBytes: number,
+  bandwidth: number,
+): Speed {
   const { bytes, bytesPerToken } = runs[0]!;
-  const decodeTokensPerSecond = tokens / median(runs.map((run) => run.decodeSeconds));
+  const { context, batch } = what;
+  const decodeTokensPerSecond = (batch * tokens) / median(runs.map((run) => run.decodeSeconds));
   const bytesPerSecond = bytesPerToken * decodeTokensPerSecond;
   const kind = bufferBytes === MEMORY_BYTES ? "memory" : "cache";
   return {
-    prefillTokensPerSecond: prompt / median(runs.map((run) => run.prefillSeconds)),
+    ...what,
+    prefillTokensPerSecond: context > 0 ? (batch * context) / median(runs.map((run) => run.prefillSeconds)) : null,
     decodeTokensPerSecond,
     bytes,
     bytesPerToken,
@@ -136,29 +191,64 @@ const NEUTRAL: Omit<Choice, "temperature" | "logitBias"> = {
 };
 const GREEDY: Choice = { ...NEUTRAL, temperature: 0, logitBias: new Float64Array() };
 
-/** `length` tokens in the model's own words: BOS, then sampled at temperature 0.8, never an end of text. */
-async function sampleText(model: OpenModel, length: number): Promise<Int32Array> {
-  const { bosToken, eosTokens } = model.config;
+/** `count` texts of a prompt and `tokens` more in the model's own words: BOS, then sampled at temperature 0.8, never an end of text. */
+async function sampleTexts(model: OpenModel, count: number, tokens: number, context: StageContext) {
+  const { bosToken, eosTokens, maxPositions } = model.config;
   const logitBias = Float64Array.from(eosTokens.flatMap((token) => [token, -1e9]));
-  const text = Int32Array.of(bosToken ?? 0, ...new Int32Array(length - 1));
+  const sampled = (seed: number): Choice => ({ ...NEUTRAL, temperature: 0.8, logitBias, seed });
+  const length = Math.min(SAMPLED_PROMPT + tokens, maxPositions);
+  const texts = Array.from({ length: count }, () => Int32Array.of(bosToken ?? 0, ...new Int32Array(length - 1)));
+  const sequences = [...texts.keys()];
   for (let at = 0; at + 1 < length; at++) {
-    text[at + 1] = await step(model, text, at, 1, model.defaultMode, { ...NEUTRAL, temperature: 0.8, logitBias });
+    context.signal.throwIfAborted();
+    const next = await step(model, texts, { sequences, at, rows: 1, mode: model.defaultMode, choose: sampled });
+    texts.forEach((text, i) => (text[at + 1] = next[i]!));
+    context.progress({ label: "sample a text", done: at + 2, total: length, unit: "tokens" });
   }
-  return text;
+  return texts;
 }
 
-/** Computes rows [at, at + rows) of the one sequence and returns the token chosen after the last. */
+/** The last `tokens` of a sampled text after `context` others: the end of its prompt, repeated where that is too short. */
+function withContext(text: Int32Array, context: number, tokens: number): Int32Array {
+  const prompt = text.subarray(0, text.length - tokens);
+  const before = Int32Array.from({ length: context }, (_, i) => prompt.at((i - context) % prompt.length)!);
+  return Int32Array.of(...before, ...text.subarray(prompt.length));
+}
+
+/** Rows [at, at + rows) of some of the texts, of which `texts` lists all that have a place in the KV cache. */
+interface Rows {
+  sequences: readonly number[];
+  at: number;
+  rows: number;
+  mode: FfnMode;
+  /** They are part of a prompt. */
+  prefill?: boolean;
+  /** What to choose after the last row; default: greedily. */
+  choose?: (sequence: number) => Choice;
+}
+
+/** Computes rows of one or more texts in one step and returns the token chosen after the last row of each. */
 async function step(
   model: OpenModel,
-  text: Int32Array,
-  at: number,
-  rows: number,
-  mode: FfnMode,
-  choice: Choice,
-): Promise<number> {
-  const batch = forcedStep(text, at, rows, mode, Math.ceil(text.length / KV_BLOCK), 0);
-  const { tokens } = await model.engine.step({ ...batch, outputs: Int32Array.of(rows - 1), choose: [choice] });
-  return tokens![0]!;
+  texts: readonly Int32Array[],
+  { sequences, at, rows, mode, prefill: prompt, choose }: Rows,
+) {
+  const blocks = Math.ceil(Math.max(...texts.map((text) => text.length)) / KV_BLOCK);
+  const each = sequences.flatMap((sequence) =>
+    Array.from({ length: rows }, (_, i) => ({ sequence, position: at + i })),
+  );
+  const { tokens } = await model.engine.step({
+    tokens: Int32Array.from(each, ({ sequence, position }) => texts[sequence]![position]!),
+    positions: Int32Array.from(each, ({ position }) => position),
+    sequences: Int32Array.from(each, ({ sequence }) => sequence),
+    blockTables: Int32Array.from({ length: texts.length * blocks }, (_, i) => i),
+    blocksPerSequence: blocks,
+    modes: new Uint8Array(each.length).fill(FFN_MODE[mode]),
+    ...(prompt && { prefill: new Uint8Array(each.length).fill(1) }),
+    outputs: Int32Array.from(sequences, (_, i) => (i + 1) * rows - 1),
+    choose: sequences.map((sequence) => choose?.(sequence) ?? GREEDY),
+  });
+  return tokens!;
 }
 
 async function timed(work: () => Promise<unknown>): Promise<number> {

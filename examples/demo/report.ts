@@ -1,7 +1,7 @@
 /** What the stages measured, as tables. The types are those members of the commands' JSON that the tables show. */
 import { formatBytes, formatNumber, printTable } from "../../cli/output.ts";
 import type { ConvertResult } from "../../convert/convert.ts";
-import type { ModeSpeed } from "../../model/measure.ts";
+import type { Speed } from "../../model/measure.ts";
 import type { ModeQuality } from "../../model/quality.ts";
 import type { FfnMode } from "../../native/index.ts";
 import type { PlaceResult } from "../../place/place.ts";
@@ -13,7 +13,7 @@ export interface Results {
   trained: TrainPredictorResult;
   placed: PlaceResult;
   quality: { tokens: number; modes: Record<FfnMode, Partial<ModeQuality> & { perplexity: number }> };
-  speed: { isa: string; threads: number; modes: Record<FfnMode, ModeSpeed> };
+  speed: { isa: string; threads: number; speeds: Speed[] };
 }
 
 const percent = (share: number, digits = 3): string => `${formatNumber(100 * share, digits)} %`;
@@ -53,10 +53,8 @@ placement  ${formatBytes(memory.total)} of a budget of ${formatBytes(vramBudget)
 
 /** What each way to compute the FFN costs and gives. */
 function printModes({ quality, speed, converted }: Results): void {
-  const modes = Object.keys(speed.modes) as FfnMode[];
-  const rows = modes.map((mode) => {
+  const rows = speed.speeds.map(({ mode, decodeTokensPerSecond, bytesPerToken, bytesPerSecond, share }) => {
     const { perplexity, perplexityRatio = 1, weightedRecall = 1 } = quality.modes[mode];
-    const { decodeTokensPerSecond, bytesPerToken, bytesPerSecond, share } = speed.modes[mode];
     return [
       mode,
       formatNumber(perplexity, 5),
@@ -72,11 +70,11 @@ function printModes({ quality, speed, converted }: Results): void {
   console.log(`
 perplexity  on ${formatNumber(quality.tokens)} held-out tokens; recall weighted by contribution
 tokens/s    decoding one text with ${speed.threads} threads (${speed.isa}); weights ${converted.dtype}, ${formatBytes(converted.outputBytes)}
-limit       what reading as much takes here: ${modes.map((mode) => `${mode} ${describeLimit(speed.modes[mode])}`).join(", ")}
+limit       what reading as much takes here: ${speed.speeds.map((measured) => `${measured.mode} ${describeLimit(measured)}`).join(", ")}
 `);
 }
 
-function describeLimit({ limit }: ModeSpeed): string {
+function describeLimit({ limit }: Speed): string {
   const where = limit.kind === "memory" ? "DRAM" : "last-level cache";
   return `${formatNumber(limit.bytesPerSecond / 1e9)} GB/s (${where})`;
 }

@@ -2,7 +2,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import type { ModeSpeed } from "../../model/measure.ts";
+import type { Speed } from "../../model/measure.ts";
 import { CONFIG, FAST_GPU, writePlaced } from "../place/working-dir.ts";
 import { inProcess } from "./in-process.ts";
 import { pi, piJson } from "./pi.ts";
@@ -17,19 +17,24 @@ beforeAll(async () => {
 afterAll(() => rm(dir, { recursive: true }));
 
 interface Report {
-  modes: Record<string, ModeSpeed>;
+  speeds: Speed[];
   predicted: { tokensPerSecond: number; hardware: string } | null;
   loadSeconds: number;
+  firstTokenSeconds: number;
   peakRss: number;
 }
 
-const SHORT = ["--prompt", "9", "--tokens", "5", "--repeats", "1", "--threads", "1"];
+const SHORT = ["--tokens", "5", "--repeats", "1", "--threads", "1"];
 
 describe("pi bench", () => {
   test("measures every mode of an artifact, with what a token reads and what bounds it", async () => {
-    const report = await piJson<Report>(["bench", at("x.pi"), ...SHORT]);
-    expect(Object.keys(report.modes)).toEqual(["dense", "exact", "predictor"]);
-    for (const speed of Object.values(report.modes)) {
+    const report = await piJson<Report>(["bench", at("x.pi"), "--context", "9", ...SHORT]);
+    expect(report.speeds.map(({ mode, context, batch }) => [mode, context, batch])).toEqual([
+      ["dense", 9, 1],
+      ["exact", 9, 1],
+      ["predictor", 9, 1],
+    ]);
+    for (const speed of report.speeds) {
       expect(speed.decodeTokensPerSecond).toBeGreaterThan(0);
       expect(speed.prefillTokensPerSecond).toBeGreaterThan(0);
       expect(speed.bytesPerToken).toBeCloseTo(
@@ -40,35 +45,55 @@ describe("pi bench", () => {
       expect(speed.share).toBeCloseTo(speed.bytesPerSecond / speed.limit.bytesPerSecond, 9);
       expect(["cache", "memory"]).toContain(speed.limit.kind);
     }
-    const { dense, exact, predictor } = report.modes;
+    const [dense, exact, predictor] = report.speeds;
     // All neurons: gate, up and down rows of f32.
     expect(dense!.bytes.ffn).toBe(CONFIG.nLayers * CONFIG.nNeurons * 3 * CONFIG.dim * 4);
     expect(exact!.bytes.ffn).toBeLessThan(dense!.bytes.ffn);
     expect(predictor!.bytes.predictor).toBeGreaterThan(0);
     expect(report.predicted).toMatchObject({ hardware: FAST_GPU.name });
-    expect(report.loadSeconds).toBeGreaterThan(0);
+    expect(report.firstTokenSeconds).toBeGreaterThan(report.loadSeconds);
     expect(report.peakRss).toBeGreaterThan(1 << 20);
+  });
+
+  test("measures every context with every batch: long contexts read more KV, a batch shares what it reads", async () => {
+    const cases = ["--context", "0", "200", "--batch", "1", "3"];
+    const { speeds } = await piJson<Report>(["bench", at("model"), "--mode", "dense", ...cases, ...SHORT]);
+    expect(speeds.map(({ context, batch }) => [context, batch])).toEqual([
+      [0, 1],
+      [0, 3],
+      [200, 1],
+      [200, 3],
+    ]);
+    const [short, shortBatch, long, longBatch] = speeds;
+    expect([short!.prefillTokensPerSecond, shortBatch!.prefillTokensPerSecond]).toEqual([null, null]);
+    expect(long!.prefillTokensPerSecond).toBeGreaterThan(0);
+    // Positions 0 to 4 read 1 to 5 rows of the cache, positions 200 to 204 read 201 to 205.
+    expect(long!.bytes.kv / short!.bytes.kv).toBeCloseTo(203 / 3, 6);
+    expect(longBatch!.bytes.kv).toBe(long!.bytes.kv);
+    expect(longBatch!.bytes.attention).toBeCloseTo(long!.bytes.attention / 3, 6);
   });
 
   test("measures a converted model in the modes asked for, and prints tables", async () => {
     const { code, stdout } = await pi(["bench", at("model"), "--mode", "exact", ...SHORT]);
     expect(code).toBe(0);
     expect(stdout).toMatch(
-      /^mode +prefill tok\/s +decode tok\/s +read\/token +GB\/s +limit GB\/s +share of it +limit$/m,
+      /^mode +context +batch +prefill tok\/s +decode tok\/s +GB\/s +limit GB\/s +share of it +limit$/m,
     );
-    expect(stdout).toMatch(/^exact .*(memory|last-level cache)/m);
+    expect(stdout).toMatch(/^exact +128 +1 .*(memory|last-level cache)/m);
     expect(stdout).not.toMatch(/^dense/m);
-    expect(stdout).toMatch(/^mode +embed +attention +kv +predictor +ffn +head$/m);
+    expect(stdout).toMatch(/^mode +context +batch +in all +embed +attention +kv +predictor +ffn +head$/m);
+    expect(stdout).toMatch(/^loaded and verified in .*, first token after .*, peak memory /m);
   });
 
   test("refuses a mode that the model does not have, and more tokens than its context", async () => {
     const noPredictors = await inProcess(["bench", at("model"), "--mode", "predictor", ...SHORT]);
     expect(noPredictors).toMatchObject({ code: 1, stderr: expect.stringContaining("[E_MODE]") as string });
-    const long = await inProcess(["bench", at("model"), "--prompt", "256", "--tokens", "1"]);
+    const long = await inProcess(["bench", at("model"), "--context", "9", "256", "--tokens", "1"]);
     expect(long).toMatchObject({
       code: 2,
-      stderr: expect.stringContaining("expected at most 256 together, got 257") as string,
+      stderr: expect.stringContaining("--context and --tokens: expected at most 256 together, got 257") as string,
     });
+    expect(await inProcess(["bench", at("model"), "--batch", "0"])).toMatchObject({ code: 2 });
     expect(await inProcess(["bench", at("model"), "--mode", "fast"])).toMatchObject({ code: 2 });
   });
 });

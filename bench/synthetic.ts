@@ -91,10 +91,12 @@ export async function writeCheckpoint(
   return tensors.reduce((sum, tensor) => sum + tensorBytes(dtype, tensor.shape), 0);
 }
 
-function checkShape({ dim, nHeads, vocabSize, active }: SyntheticShape): void {
+function checkShape({ family, dim, nHeads, nKvHeads, vocabSize, active }: SyntheticShape): void {
   const whole = `a multiple of ${BLOCK} of at least ${3 * BLOCK}`;
   check(dim % BLOCK === 0 && dim >= 3 * BLOCK, "E_SHAPE", `dim: expected ${whole}, got ${dim}`);
   check(dim % nHeads === 0, "E_SHAPE", `heads: expected a divisor of dim ${dim}, got ${nHeads}`);
+  const grouped = family === "opt" && nKvHeads !== nHeads;
+  check(!grouped, "E_SHAPE", `kv-heads: expected as many as heads ${nHeads} in opt, got ${nKvHeads}`);
   check(vocabSize >= FIRST_WORD, "E_SHAPE", `vocab: expected at least ${FIRST_WORD}, got ${vocabSize}`);
   check(active > 0 && active < 0.9, "E_SHAPE", `active: expected a share between 0 and 0.9, got ${active}`);
 }

@@ -111,6 +111,7 @@ describe("writeCheckpoint", () => {
   test.each<[string, Partial<SyntheticShape>, string]>([
     ["dim", { dim: 100 }, "dim: expected a multiple of 32 of at least 96, got 100"],
     ["heads", { nHeads: 5 }, "heads: expected a divisor of dim 256, got 5"],
+    ["kv-heads", { family: "opt" }, "kv-heads: expected as many as heads 4 in opt, got 2"],
     ["vocab", { vocabSize: 200 }, "vocab: expected at least 258, got 200"],
     ["active", { active: 0 }, "active: expected a share between 0 and 0.9, got 0"],
   ])("refuses an impossible %s", async (_, changes, message) => {

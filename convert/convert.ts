@@ -1,6 +1,6 @@
 import { mkdir, readdir, readFile, realpath, rm } from "node:fs/promises";
 import { join } from "node:path";
-import type { WeightDType } from "../formats/dtypes.ts";
+import type { Scales, WeightDType } from "../formats/dtypes.ts";
 import { check } from "../formats/errors.ts";
 import { canonicalJson, provenance, sameProvenance, type Provenance } from "../formats/provenance.ts";
 import { commitFile, writeAtomic } from "../io/atomic-file.ts";
@@ -29,9 +29,13 @@ export interface ConvertOptions {
   /** Working directory to write into; created when it is not there. */
   output: string;
   dtype: WeightDType;
+  /** Of q4_0; default: fitted. */
+  scales?: Scales;
   /** Convert even when the output is up to date, and forget an interrupted conversion. */
   force?: boolean;
 }
+
+type Settings = ConvertOptions & { scales: Scales };
 
 export interface ConvertResult {
   path: string;
@@ -53,7 +57,8 @@ export interface ConvertResult {
  * beside it. An interrupted conversion goes on where it stopped, and its result is the same to the byte. Errors: those
  * of {@link openCheckpoint}, {@link readHfConfig}, {@link planConversion} and {@link TensorStream}.
  */
-export async function convert(options: ConvertOptions, context: StageContext): Promise<ConvertResult> {
+export async function convert(given: ConvertOptions, context: StageContext): Promise<ConvertResult> {
+  const options = { ...given, scales: given.scales ?? "fitted" };
   const folder = await resolveSource(options.source, context);
   const checkpoint = await openCheckpoint(folder);
   const config = readHfConfig(
@@ -62,7 +67,7 @@ export async function convert(options: ConvertOptions, context: StageContext): P
     join(folder, "config.json"),
     context.warn,
   );
-  const plan = planConversion(checkpoint, config, options.dtype, context.warn);
+  const plan = planConversion(checkpoint, config, options, context.warn);
   await mkdir(options.output, { recursive: true });
   const inPlace = (await realpath(folder)) === (await realpath(options.output));
   check(!inPlace, "E_SOURCE", `${options.output}: expected an output folder other than the source`);
@@ -79,12 +84,13 @@ export async function convert(options: ConvertOptions, context: StageContext): P
 async function upToDate(
   path: string,
   checkpoint: Checkpoint,
-  { dtype }: ConvertOptions,
+  options: Settings,
   context: StageContext,
 ): Promise<ModelFile | undefined> {
   const existing = await readModelFile(path).catch(() => undefined);
   // Hashing a large source takes a while: first what can be told without.
-  if (!existing || !sameProvenance(existing.provenance, describe(dtype, existing.provenance.inputs))) return undefined;
+  if (!existing || !sameProvenance(existing.provenance, describe(options, existing.provenance.inputs)))
+    return undefined;
   const total = checkpoint.shards.reduce((sum, { file }) => sum + file.size, 0);
   const inputs: Provenance["inputs"] = {};
   let done = 0;
@@ -95,28 +101,29 @@ async function upToDate(
     });
     if (inputs[inputRole(name)] !== existing.provenance.inputs[inputRole(name)]) return undefined;
   }
-  return sameProvenance(existing.provenance, describe(dtype, inputs)) ? existing : undefined;
+  return sameProvenance(existing.provenance, describe(options, inputs)) ? existing : undefined;
 }
 
 const inputRole = (fileName: string): string => `source:${fileName}`;
 
-const describe = (dtype: WeightDType, inputs: Provenance["inputs"]): Provenance =>
-  provenance("convert", { dtype }, inputs);
+const describe = ({ dtype, scales }: Settings, inputs: Provenance["inputs"]): Provenance =>
+  provenance("convert", { dtype, ...(dtype === "q4_0" && { scales }) }, inputs);
 
 async function writeModel(
   path: string,
   checkpoint: Checkpoint,
   config: ModelConfig,
   plan: Plan,
-  { output, dtype, force }: ConvertOptions,
+  options: Settings,
   context: StageContext,
 ): Promise<void> {
+  const { output, dtype, force } = options;
   const configHashes: Provenance["inputs"] = {};
   for (const name of checkpoint.configFiles) {
     configHashes[inputRole(name)] = await sha256File(join(checkpoint.folder, name));
   }
   const files = checkpoint.shards.map(({ name, file }) => [name, file.size]);
-  const identity = sha256(canonicalJson({ provenance: describe(dtype, configHashes), config, files })).slice(0, 16);
+  const identity = sha256(canonicalJson({ provenance: describe(options, configHashes), config, files })).slice(0, 16);
 
   const partial = await PartialFile.open(output, identity, !force);
   let keep = false;
@@ -131,7 +138,7 @@ async function writeModel(
         "pi.config": JSON.stringify(config),
         "pi.dtype": dtype,
         "pi.weights": weightsIdentity(config, tensorTable(plan.outputs, hashes)),
-        "pi.provenance": JSON.stringify(describe(dtype, { ...configHashes, ...Object.fromEntries(sources) })),
+        "pi.provenance": JSON.stringify(describe(options, { ...configHashes, ...Object.fromEntries(sources) })),
       };
     };
     const writer = new SafetensorsWriter(partial.file, plan.outputs, metadata);

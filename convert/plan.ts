@@ -1,4 +1,4 @@
-import { DTYPES, type DType, type WeightDType } from "../formats/dtypes.ts";
+import { DTYPES, type DType, type Scales, type WeightDType } from "../formats/dtypes.ts";
 import { check } from "../formats/errors.ts";
 import type { TensorEntry } from "../formats/safetensors.ts";
 import type { OutputTensor } from "../io/safetensors-file.ts";
@@ -21,6 +21,7 @@ export interface PlannedOutput extends OutputTensor {
   source: TensorSource;
   /** Type in the checkpoint. */
   from: SourceDType;
+  scales: Scales;
 }
 
 /** One source tensor and what is made from it (nothing, for a tensor that only its file's hash needs). */
@@ -38,7 +39,7 @@ export type SourceDType = (typeof SOURCE_DTYPES)[keyof typeof SOURCE_DTYPES];
 export function planConversion(
   checkpoint: Checkpoint,
   config: ModelConfig,
-  dtype: WeightDType,
+  { dtype, scales }: { dtype: WeightDType; scales: Scales },
   warn: (message: string) => void,
 ): Plan {
   const sources = tensorSources(config, new Set(checkpoint.tensors.keys()), checkpoint.folder);
@@ -46,7 +47,7 @@ export function planConversion(
   const outputs = tensorSpecs(config).map((spec): PlannedOutput => {
     const source = sources.get(spec.name)!;
     const from = sourceType(checkpoint, source);
-    const output = { name: spec.name, shape: spec.shape, dtype: storageType(spec, dtype), source, from };
+    const output = { name: spec.name, shape: spec.shape, dtype: storageType(spec, dtype), source, from, scales };
     bySource.set(source.name, [...(bySource.get(source.name) ?? []), output]);
     return output;
   });

@@ -136,7 +136,7 @@ export class TensorStream {
 /** The stored bytes of one output: part of `tensor` itself, or converted in the first bytes of `into`. */
 async function convertOutput(
   { shard, name }: Step,
-  { source, from, dtype, shape }: PlannedOutput,
+  { source, from, dtype, shape, scales }: PlannedOutput,
   tensor: Uint8Array,
   into: Uint8Array,
 ): Promise<Uint8Array> {
@@ -145,7 +145,7 @@ async function convertOutput(
   const bytes = source.ranges ? selectRows(tensor, source.ranges, source.shape[0]!) : tensor;
   if (from === dtype && !source.transpose) return bytes;
   try {
-    return await native().convertTensor(bytes, from, dtype, rows, cols, source.transpose, into);
+    return await native().convertTensor(bytes, from, dtype, rows, cols, source.transpose, into, scales);
   } catch (error) {
     throw new PiError(
       "E_VALUE",

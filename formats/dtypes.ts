@@ -20,6 +20,10 @@ export type DType = keyof typeof DTYPES;
 export const WEIGHT_DTYPES = ["f32", "f16", "bf16", "q8_0", "q4_0"] as const satisfies readonly DType[];
 export type WeightDType = (typeof WEIGHT_DTYPES)[number];
 
+/** How a q4_0 block gets its scale: for the least squared error of its values, or by GGUF's reference rule (max / -8). */
+export const SCALES = ["fitted", "plain"] as const;
+export type Scales = (typeof SCALES)[number];
+
 /** Bytes of one row of `cols` elements; throws `E_BLOCK` when a row is not a whole number of blocks. */
 export function rowBytes(dtype: DType, cols: number): number {
   const { blockSize, blockBytes } = DTYPES[dtype];

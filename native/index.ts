@@ -3,7 +3,7 @@
  * tensor or epoch), takes typed arrays that the native side references until the promise settles, and throws an Error
  * with an actual and an expected value when the arguments do not fit.
  */
-import type { DType } from "../formats/dtypes.ts";
+import type { DType, Scales } from "../formats/dtypes.ts";
 import { loadBinding } from "./load.ts";
 
 export { addonPath } from "./load.ts";
@@ -219,7 +219,8 @@ export interface Binding {
   /**
    * Converts `rows` x `cols` elements from a float type into `to`, optionally transposed (source is then
    * [cols, rows] row-major). Returns the bytes of the destination, row-major [rows, cols]: the first of `into`, or a
-   * new array. Rejects when a value is not finite or too large for `to`, naming the row.
+   * new array. Rejects when a value is not finite or too large for `to`, naming the row. `scales` is
+   * plain unless given.
    */
   convertTensor(
     source: Uint8Array,
@@ -229,6 +230,7 @@ export interface Binding {
     cols: number,
     transpose: boolean,
     into?: Uint8Array,
+    scales?: Scales,
   ): Promise<Uint8Array>;
   /** Any block or float type to f32, [rows, cols] row-major. */
   dequantize(source: Uint8Array, from: DType, rows: number, cols: number): Promise<Float32Array>;

@@ -1,4 +1,4 @@
-// convertTensor(source, from, to, rows, cols, transpose, into?): Promise<Uint8Array>
+// convertTensor(source, from, to, rows, cols, transpose, into?, scales?): Promise<Uint8Array>
 // dequantize(source, from, rows, cols): Promise<Float32Array>
 #include <napi.h>
 
@@ -45,6 +45,13 @@ struct Arguments {
     return Napi::Uint8Array::New(info.Env(), size, room.ArrayBuffer(), room.ByteOffset());
   }
 
+  quant::Scales scales(int i, const char* name) const {
+    if (info[i].IsUndefined()) return quant::Scales::kPlain;
+    const std::string rule = info[i].IsString() ? info[i].As<Napi::String>().Utf8Value() : "";
+    if (rule != "plain" && rule != "fitted") fail(std::string(name) + ": expected plain or fitted");
+    return rule == "plain" ? quant::Scales::kPlain : quant::Scales::kFitted;
+  }
+
   DType dtype(int i, const char* name) const {
     if (!info[i].IsString()) fail(std::string(name) + ": expected a dtype");
     return read_dtype(info.Env(), std::string(function) + ": " + name, info[i].As<Napi::String>());
@@ -87,6 +94,7 @@ Napi::Value convert_tensor(const Napi::CallbackInfo& info) {
   const DType from = arguments.dtype(1, "from"), to = arguments.dtype(2, "to");
   const size_t rows = arguments.size(3, "rows"), cols = arguments.size(4, "cols");
   const bool transpose = info[5].ToBoolean();
+  const quant::Scales scales = arguments.scales(7, "scales");
   if (!quant::is_float(from)) arguments.fail("from: expected f32, f16 or bf16");
   arguments.check_blocks(to, "to", cols);
   arguments.check_source(source, from, rows, cols);
@@ -97,7 +105,7 @@ Napi::Value convert_tensor(const Napi::CallbackInfo& info) {
   uint8_t* out_data = out.Data();
   return AsyncCall::start(
       info.Env(), {source},
-      [=] { quant::convert(in_data, from, out_data, to, rows, cols, transpose, threads_for(rows * cols)); },
+      [=] { quant::convert(in_data, from, out_data, to, rows, cols, transpose, scales, threads_for(rows * cols)); },
       [kept](Napi::Env) { return kept->Value(); });
 }
 

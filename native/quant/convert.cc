@@ -121,7 +121,63 @@ void encode_q4_0(const float* in, uint8_t* out, size_t n) {
   }
 }
 
-void encode(DType to, const float* in, uint8_t* out, size_t n) {
+// Sums of a block are kept in lanes that are added in order, so that they vectorise and stay the same everywhere.
+constexpr int kLanes = 8;
+
+struct Fit {
+  float explained;  // Σ x² less the squared error
+  float d;
+};
+
+// Σ a b over a block.
+float dot(const float* a, const float* b) {
+  float lanes[kLanes] = {};
+  for (int i = 0; i < kQuantBlock; i += kLanes) {
+    for (int j = 0; j < kLanes; ++j) lanes[j] += a[i + j] * b[i + j];
+  }
+  return ((lanes[0] + lanes[4]) + (lanes[1] + lanes[5])) + ((lanes[2] + lanes[6]) + (lanes[3] + lanes[7]));
+}
+
+// q = x * inverse rounded to what a nibble holds, and the best scale for these q, Σ x q / Σ q².
+Fit fit_nibbles(const float* x, float inverse, float* q) {
+  constexpr float kRound = 0x1.8p23f;  // a sum with it has no room for a fraction, and the integer in its low bits
+  for (int j = 0; j < kQuantBlock; ++j) {
+    const int rounded = std::bit_cast<int>(x[j] * inverse + kRound) - std::bit_cast<int>(kRound);
+    q[j] = static_cast<float>(std::min(7, std::max(-8, rounded)));
+  }
+  const float xq = dot(x, q), d = xq / dot(q, q);
+  return {xq * d, d};
+}
+
+// Of a few ways to round, the one of least squared error: the value of largest magnitude becomes -8 as in GGUF's rule,
+// or a little less for the sake of the others, or is cut off. Each is then given its best scale.
+void encode_q4_0_fitted(const float* in, uint8_t* out, size_t n) {
+  constexpr float kLargest[] = {-8.0f, -7.4f, -7.7f, -8.3f, -8.6f};  // in units of d
+  constexpr float kTiny = 0x1p-23f;                                  // below, d is 0 in f16
+  constexpr float kMaxScale = 65504;                                 // of f16
+  constexpr int kHalf = kQuantBlock / 2;
+  for (size_t i = 0; i < n; i += kQuantBlock, out += sizeof(BlockQ4_0)) {
+    const float largest = signed_largest(in + i);
+    float q[2][kQuantBlock] = {};
+    Fit best{0, 0};
+    int kept = 0;
+    for (const float units : kLargest) {
+      if (std::fabs(largest) < kTiny) break;
+      const Fit fit = fit_nibbles(in + i, units / largest, q[1 - kept]);
+      if (fit.explained <= best.explained) continue;
+      best = fit;
+      kept = 1 - kept;
+    }
+    BlockQ4_0 block;
+    block.d = f32_to_f16(std::min(kMaxScale, std::max(-kMaxScale, best.d)));
+    int nibble[kQuantBlock];
+    for (int j = 0; j < kQuantBlock; ++j) nibble[j] = static_cast<int>(q[kept][j]) + 8;
+    for (int j = 0; j < kHalf; ++j) block.q[j] = static_cast<uint8_t>(nibble[j] + 16 * nibble[j + kHalf]);
+    std::memcpy(out, &block, sizeof block);
+  }
+}
+
+void encode(DType to, Scales scales, const float* in, uint8_t* out, size_t n) {
   switch (to) {
     case DType::kF32:
       std::memcpy(out, in, n * sizeof(float));
@@ -142,7 +198,7 @@ void encode(DType to, const float* in, uint8_t* out, size_t n) {
       encode_q8_0(in, out, n);
       break;
     case DType::kQ4_0:
-      encode_q4_0(in, out, n);
+      (scales == Scales::kFitted ? encode_q4_0_fitted : encode_q4_0)(in, out, n);
       break;
     case DType::kI32:
       break;
@@ -198,7 +254,7 @@ void keep_smallest(std::atomic<size_t>& smallest, size_t value) {
 }  // namespace
 
 void convert(const uint8_t* source, DType from, uint8_t* out, DType to, size_t rows, size_t cols, bool transpose,
-             int threads) {
+             Scales scales, int threads) {
   if (rows == 0 || cols == 0) return;
   const uint32_t limit = limit_bits(to);
   const size_t in_bytes = row_bytes(from, cols);
@@ -226,7 +282,7 @@ void convert(const uint8_t* source, DType from, uint8_t* out, DType to, size_t r
         }
         decode(from, strip + r * in_bytes, row, cols);
         if (largest_bits(row, cols) < limit) {
-          encode(to, row, out + (first + r) * out_bytes, cols);
+          encode(to, scales, row, out + (first + r) * out_bytes, cols);
         } else {
           keep_smallest(bad_row, first + r);
         }

@@ -38,6 +38,8 @@ test.each([
   [["convert", "-o", "y"], /missing required argument 'SRC'/],
   [["convert", "x"], /required option '-o, --output <DIR>' not specified/],
   [["convert", "x", "-o", "y", "--dtype", "q5_0"], /Allowed choices are f32, f16, bf16, q8_0, q4_0/],
+  [["convert", "x", "-o", "y", "--dtype", "q4_0", "--scales", "best"], /Allowed choices are fitted, plain/],
+  [["convert", "x", "-o", "y", "--dtype", "q8_0", "--scales", "plain"], /--scales needs --dtype q4_0/],
   [["convert", "x", "-o", "y", "--fast"], /unknown option '--fast'/],
 ])("wrong usage ends with 2: %j", async (args, message) => {
   const { code, stdout, stderr } = await pi(args);

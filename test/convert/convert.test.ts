@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { convert, type ConvertOptions } from "../../convert/convert.ts";
-import { WEIGHT_DTYPES } from "../../formats/dtypes.ts";
+import { WEIGHT_DTYPES, type Scales } from "../../formats/dtypes.ts";
 import { sha256File } from "../../io/hash.ts";
 import { silentContext } from "../../io/progress.ts";
 import { readModelFile, verifyTensors } from "../../model/model-file.ts";
@@ -372,6 +372,7 @@ describe("up to date", () => {
     expect(await run({ force: true })).toBe(true);
     expect(await run({ dtype: "q8_0" })).toBe(true);
     expect(await run({ dtype: "q8_0" })).toBe(false);
+    expect(await run({ dtype: "q8_0", scales: "plain" })).toBe(false); // only q4_0 has a choice
     const model = await loadFixture("opt");
     model.tensors.get("model.decoder.layers.0.fc1.bias")!.bytes[3]! ^= 1;
     await writeSource(source, model);
@@ -379,6 +380,17 @@ describe("up to date", () => {
     await writeFile(join(output, "model.safetensors"), "damaged");
     expect(await run({ dtype: "q8_0" })).toBe(true);
     expect(await run({ dtype: "q8_0" })).toBe(false);
+  });
+
+  test("tells q4_0 by one rule for scales from q4_0 by the other; fitted is the default", async () => {
+    const [source, output] = [fixture("llama-relu"), await fresh()];
+    const run = (scales?: Scales) => convert({ source, output, dtype: "q4_0", ...(scales && { scales }) }, quiet);
+    const fitted = await run();
+    expect((await run("fitted")).converted).toBe(false);
+    const plain = await run("plain");
+    expect(plain.converted).toBe(true);
+    expect(plain.weights).not.toBe(fitted.weights);
+    expect((await run()).weights).toBe(fitted.weights);
   });
 
   test("copies tokenizer files, and removes those of an earlier source", async () => {

@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { DTYPES, type DType, type WeightDType } from "../../formats/dtypes.ts";
+import { DTYPES, type DType, type Scales, type WeightDType } from "../../formats/dtypes.ts";
 import { native } from "../../native/index.ts";
 import { fromBfloat, fromHalf, toBfloat, toHalf } from "./half.ts";
 
@@ -28,6 +28,33 @@ const ENCODERS: Record<WeightDType, (row: number[]) => number[]> = {
     }),
 };
 
+/** Σ a b of a block in f32, in the order of eight lanes. */
+function dot(a: number[], b: number[]): number {
+  const lanes = Array.from({ length: 8 }, (_, lane) =>
+    [0, 8, 16, 24].reduce((sum, i) => round(sum + round(a[i + lane]! * b[i + lane]!)), 0),
+  );
+  const [p, q, r, s] = [0, 1, 2, 3].map((lane) => round(lanes[lane]! + lanes[lane + 4]!));
+  return round(round(p! + q!) + round(r! + s!));
+}
+
+/** The slow twin of fitted scales: the best of five ways to round, each with the scale that fits it best. */
+function fittedBlock(x: number[]): number[] {
+  const largest = x.reduce((most, value) => (Math.abs(value) > Math.abs(most) ? value : most), 0);
+  let best = { explained: 0, d: 0, q: x.map(() => 0) };
+  for (const units of Math.abs(largest) < 2 ** -23 ? [] : [-8, -7.4, -7.7, -8.3, -8.6]) {
+    const inverse = round(round(units) / largest);
+    const q = x.map((value) => Math.min(7, Math.max(-8, toEven(round(value * inverse)))));
+    const xq = dot(x, q);
+    const d = round(xq / dot(q, q));
+    const explained = round(xq * d);
+    if (explained > best.explained) best = { explained, d, q };
+  }
+  const bytes = Array.from({ length: 16 }, (_, j) => best.q[j]! + 8 + 16 * (best.q[j + 16]! + 8));
+  return [...half(Math.min(65504, Math.max(-65504, best.d))), ...bytes];
+}
+
+/** As adding 1.5 · 2^23 to an f32 rounds it. */
+const toEven = (x: number): number => round(x + 12582912) - 12582912;
 const half = (d: number): number[] => [toHalf(d) & 255, toHalf(d) >> 8];
 const awayFromZero = (x: number): number => Math.sign(x) * Math.floor(Math.abs(x) + 0.5);
 const blocks = (row: number[], encode: (block: number[]) => number[]): number[] =>
@@ -45,8 +72,18 @@ function random(seed: number): () => number {
   return () => (state = (Math.imul(state, 1664525) + 1013904223) >>> 0) / 2 ** 32;
 }
 
-const convert = async (values: number[], from: DType, to: DType, rows: number, cols: number, transpose = false) =>
-  native().convertTensor(Uint8Array.from(ENCODERS[from as WeightDType](values)), from, to, rows, cols, transpose);
+const convert = async (
+  values: number[],
+  from: DType,
+  to: DType,
+  rows: number,
+  cols: number,
+  transpose = false,
+  scales: Scales = "plain",
+) => {
+  const source = Uint8Array.from(ENCODERS[from as WeightDType](values));
+  return native().convertTensor(source, from, to, rows, cols, transpose, undefined, scales);
+};
 
 const KINDS: Record<string, (next: () => number, i: number) => number> = {
   ordinary: (next) => (next() - 0.5) * 0.1,
@@ -90,6 +127,62 @@ describe("convertTensor agrees with its slow twin bit for bit", () => {
     const halves = Array.from({ length: 0x7bff }, (_, bits) => (fromHalf(bits) + fromHalf(bits + 1)) / 2);
     const converted = await convert(halves, "f32", "f16", 1, halves.length);
     expect(Buffer.compare(converted, Uint8Array.from(ENCODERS.f16(halves)))).toBe(0);
+  });
+});
+
+describe("fitted scales of q4_0", () => {
+  const [rows, cols] = [5, 96];
+  const squaredError = async (bytes: Uint8Array, values: number[]) => {
+    const back = await native().dequantize(bytes, "q4_0", rows, cols);
+    return back.reduce((sum, value, i) => sum + (value - values[i]!) ** 2, 0);
+  };
+
+  test.each(Object.entries(KINDS))(
+    "agree with their slow twin bit for bit and beat the plain rule: %s",
+    async (kind, make) => {
+      const next = random(kind.length);
+      const values = Array.from({ length: rows * cols }, (_, i) => round(make(next, i)));
+      const fitted = await convert(values, "f32", "q4_0", rows, cols, false, "fitted");
+      expect(Buffer.compare(fitted, Uint8Array.from(blocks(values, fittedBlock)))).toBe(0);
+      const plain = await convert(values, "f32", "q4_0", rows, cols);
+      // A scale is rounded to f16 after it is chosen; half of f16's smallest step at most, times a code of at most 8.
+      const rounding = rows * cols * (8 * 2 ** -25) ** 2;
+      expect(await squaredError(fitted, values)).toBeLessThanOrEqual(
+        1.001 * (await squaredError(plain, values)) + rounding,
+      );
+    },
+  );
+
+  test("lower the squared error of ordinary weights by a tenth", async () => {
+    const next = random(1);
+    const values = Array.from({ length: rows * cols }, () => round(next() + next() + next() - 1.5));
+    const [fitted, plain] = [
+      await convert(values, "f32", "q4_0", rows, cols, false, "fitted"),
+      await convert(values, "f32", "q4_0", rows, cols),
+    ];
+    expect(await squaredError(fitted, values)).toBeLessThan(0.9 * (await squaredError(plain, values)));
+  });
+
+  test("hold the largest values that a block can", async () => {
+    const below = 65520 * 8 * (1 - 2 ** -20);
+    const values = Array.from({ length: rows * cols }, (_, i) => (i % 3 ? below : -below));
+    const back = await native().dequantize(
+      await convert(values, "f32", "q4_0", rows, cols, false, "fitted"),
+      "q4_0",
+      rows,
+      cols,
+    );
+    expect(back.every((value, i) => Math.abs(value / values[i]! - 1) < 0.15)).toBe(true);
+  });
+
+  test("are a choice that q8_0 does not have, and no other word is", async () => {
+    const values = Array.from({ length: 64 }, (_, i) => i);
+    expect(await convert(values, "f32", "q8_0", 2, 32, false, "fitted")).toEqual(
+      await convert(values, "f32", "q8_0", 2, 32),
+    );
+    await expect(convert(values, "f32", "q4_0", 2, 32, false, "best" as Scales)).rejects.toThrow(
+      /scales: expected plain or fitted/,
+    );
   });
 });
 

@@ -1,7 +1,8 @@
 /**
  * What guessing ahead brings: decode tokens/s with and without, alternately, and how many guesses came true. Usage:
  * tsx bench/speculation.ts X [TOKENS] [ROUNDS], X an artifact or converted model. The tasks: a passage that the prompt
- * already holds twice, greedy prose (which small models soon repeat), and sampled prose.
+ * already holds twice, greedy prose (which small models soon repeat), sampled prose, and one token over and over, which is
+ * what a perfect guess would bring.
  * Prints a line per task, and one line of JSON at the end.
  */
 import { readFile } from "node:fs/promises";
@@ -19,6 +20,7 @@ const TASKS: { name: string; prompt: string; sampling: SamplingOptions }[] = [
   { name: "copy", prompt: passage + passage + passage.slice(0, 60), sampling: { temperature: 0 } },
   { name: "greedy prose", prompt: passage.slice(0, 120), sampling: { temperature: 0 } },
   { name: "sampled prose", prompt: passage.slice(0, 120), sampling: { temperature: 0.8, topP: 0.95 } },
+  { name: "one token", prompt: passage.slice(0, 120), sampling: { temperature: 0, logitBias: { 100: 100 } } },
 ];
 
 /** Decode tokens/s of one generation. */

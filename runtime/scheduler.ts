@@ -206,7 +206,9 @@ export class Scheduler {
     this.#rows += batch.tokens.length;
     const seconds = (performance.now() - started) / 1000;
     this.#stepSeconds += seconds;
-    if (chunks.every(({ sequence }) => sequence.isDecoding)) this.#speculation.observe(batch.tokens.length, seconds);
+    if (chunks.every(({ sequence }) => sequence.isDecoding)) {
+      this.#speculation.observe(chunks.length, batch.tokens.length - chunks.length, seconds);
+    }
     for (const { sequence, rows } of chunks) {
       sequence.computed += rows;
       this.#drafted += sequence.drafts;

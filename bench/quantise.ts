@@ -1,0 +1,158 @@
+/**
+ * What block types, and ways to choose the scales of q4_0, cost in quality: perplexity and KL divergence from f16 on text
+ * that the models have not seen. Usage: tsx bench/quantise.ts [SRC …]; SRC is a Hugging Face folder (default: both example
+ * models). Prints a table a model, and one line of JSON.
+ *
+ * The weighted rows are experiments that `pi convert` does not offer: the error of column j counts E[x_j²] of the matrix's
+ * input, measured on examples/corpus.txt; "FFN" weights gate and up only, whose inputs are what `pi profile` samples.
+ */
+import { copyFile, mkdtemp, open, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { basename, join } from "node:path";
+import { convert } from "../convert/convert.ts";
+import type { Scales, WeightDType } from "../formats/dtypes.ts";
+import { silentContext } from "../io/progress.ts";
+import { forcedLogits, kvTokensFor } from "../model/forced-logits.ts";
+import { MODEL_FILE, readModelFile } from "../model/model-file.ts";
+import { openModelFile, type OpenModel } from "../model/open.ts";
+import { native } from "../native/index.ts";
+import { measureInputs, readWindows } from "./inputs.ts";
+import { Reference } from "./reference.ts";
+
+const TOKENS = 16384;
+const CALIBRATION_TOKENS = 4096;
+const BLOCK = 32;
+/** What the largest value of a block becomes, as in native/quant/convert.cc. */
+const LARGEST = [-8, -7.4, -7.7, -8.3, -8.6];
+
+const examples = new URL("../examples/", import.meta.url).pathname;
+const sources = process.argv.length > 2 ? process.argv.slice(2) : ["pi-tale-7m", "pi-tale-opt-1m"].map(inExamples);
+const folder = await mkdtemp(join(tmpdir(), "pi-bench-"));
+const results: Record<string, unknown> = {};
+try {
+  for (const source of sources) {
+    const rows = await measure(source);
+    console.error(basename(source));
+    console.table(rows);
+    results[basename(source)] = rows;
+  }
+  console.log(JSON.stringify({ bench: "quantise", results }));
+} finally {
+  await rm(folder, { recursive: true });
+}
+
+function inExamples(name: string): string {
+  return join(examples, name);
+}
+
+async function measure(source: string): Promise<Record<string, Quality>> {
+  const f16 = await converted(source, "f16");
+  const windows = await readWindows(f16, inExamples("heldout.txt"), TOKENS);
+  const fitted = await converted(source, "q4_0", "fitted");
+  const reference = await Reference.open(f16);
+  const calibration = await readWindows(f16, inExamples("corpus.txt"), CALIBRATION_TOKENS);
+  const importance = measureInputs(reference, calibration);
+  const ofFfn = new Map([...importance].filter(([name]) => name.includes(".ffn.")));
+  const variants: Record<string, string> = {
+    q8_0: await converted(source, "q8_0"),
+    "q4_0, plain": await converted(source, "q4_0", "plain"),
+    "q4_0, fitted": fitted,
+    "q4_0, fitted, FFN weighted": await weighted(fitted, reference, ofFfn),
+    "q4_0, fitted, all weighted": await weighted(fitted, reference, importance),
+  };
+  const rows: Record<string, Quality> = {};
+  for (const [label, dir] of Object.entries(variants)) rows[label] = await compare(f16, dir, windows);
+  return rows;
+}
+
+async function converted(source: string, dtype: WeightDType, scales?: Scales): Promise<string> {
+  const output = join(folder, `${basename(source)}-${dtype}-${scales}`);
+  await convert({ source, output, dtype, ...(scales && { scales }) }, silentContext);
+  return output;
+}
+
+interface Quality {
+  "perplexity ratio": number;
+  "mean KL": number;
+  "top-1": number;
+}
+
+/** Teacher forced, every row as a decoded token. */
+async function compare(f16: string, dir: string, windows: readonly Int32Array[]): Promise<Quality> {
+  const [reference, test] = [await opened(f16, windows), await opened(dir, windows)];
+  const sums = { tokens: 0, nll: 0, kl: 0, same: 0 };
+  for (const tokens of windows) {
+    const rows = forcedLogits(test, tokens, "dense");
+    for await (const { start, logits } of forcedLogits(reference, tokens, "dense")) {
+      const { vocabSize } = reference.config;
+      const targets = tokens.subarray(start + 1, start + 1 + logits.length / vocabSize);
+      const [a, b] = [logits, (await rows.next()).value!.logits].map((l) => l.subarray(0, targets.length * vocabSize));
+      const result = await native().compareLogits(a!, b!, targets, vocabSize);
+      sums.tokens += targets.length;
+      for (let i = 0; i < targets.length; i++) {
+        sums.nll += result.nllTest[i]! - result.nllReference[i]!;
+        sums.kl += result.kl[i]!;
+        sums.same += result.sameTop[i]!;
+      }
+    }
+  }
+  for (const model of [reference, test]) model.close();
+  return {
+    "perplexity ratio": Number(Math.exp(sums.nll / sums.tokens).toFixed(4)),
+    "mean KL": Number((sums.kl / sums.tokens).toPrecision(3)),
+    "top-1": Number((sums.same / sums.tokens).toFixed(4)),
+  };
+}
+
+async function opened(dir: string, windows: readonly Int32Array[]): Promise<OpenModel> {
+  const longest = Math.max(...windows.map(({ length }) => length));
+  // What `weighted` wrote is not what the checksums are of.
+  return openModelFile(await readModelFile(dir), { contextTokens: kvTokensFor(longest, 1), verify: false });
+}
+
+/** A copy of the q4_0 model in `dir` whose matrices named in `importance` are encoded anew from `reference`. */
+async function weighted(dir: string, reference: Reference, importance: Map<string, Float64Array>): Promise<string> {
+  const { path, tensors } = await readModelFile(dir);
+  const copy = join(await mkdtemp(join(folder, "weighted-")), MODEL_FILE);
+  await copyFile(path, copy);
+  const file = await open(copy, "r+");
+  for (const [name, columns] of importance) {
+    const stored = tensors.get(`${name}.weight`);
+    if (stored?.dtype !== "q4_0") continue;
+    const bytes = await encode(reference.weights(name), columns);
+    await file.write(bytes, 0, bytes.length, stored.offset);
+  }
+  await file.close();
+  return copy;
+}
+
+/** Rows of q4_0 with scales of the least squared error, each column's counted `columns[j]`. */
+async function encode(values: Float32Array, columns: Float64Array): Promise<Uint8Array> {
+  const blocks = Array.from({ length: values.length / BLOCK }, (_, i) => {
+    const at = (i * BLOCK) % columns.length;
+    return fitBlock(values.subarray(i * BLOCK, (i + 1) * BLOCK), columns.subarray(at, at + BLOCK));
+  });
+  const scales = Float32Array.from(blocks, ({ d }) => d);
+  const halves = await native().convertTensor(new Uint8Array(scales.buffer), "f32", "f16", 1, scales.length, false);
+  const out = new Uint8Array(blocks.length * 18);
+  blocks.forEach(({ q }, i) => {
+    out.set(halves.subarray(2 * i, 2 * i + 2), 18 * i);
+    for (let j = 0; j < 16; j++) out[18 * i + 2 + j] = q[j]! + 8 + 16 * (q[j + 16]! + 8);
+  });
+  return out;
+}
+
+function fitBlock(x: Float32Array, columns: Float64Array): { d: number; q: Float64Array } {
+  const largest = x.reduce((most, value) => (Math.abs(value) > Math.abs(most) ? value : most), 0);
+  let best = { explained: 0, d: 0, q: new Float64Array(BLOCK) };
+  for (const units of largest === 0 ? [] : LARGEST) {
+    const q = Float64Array.from(x, (value) => Math.min(7, Math.max(-8, Math.round((value * units) / largest))));
+    let [xq, qq] = [0, 0];
+    for (let j = 0; j < BLOCK; j++) {
+      xq += columns[j]! * x[j]! * q[j]!;
+      qq += columns[j]! * q[j]! * q[j]!;
+    }
+    if (qq > 0 && (xq * xq) / qq > best.explained) best = { explained: (xq * xq) / qq, d: xq / qq, q };
+  }
+  return best;
+}

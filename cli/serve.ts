@@ -1,7 +1,8 @@
 import { type Command, Option } from "commander";
 import { loadSession } from "../runtime/load.ts";
 import { DEFAULT_SEQUENCES } from "../runtime/scheduler.ts";
-import { Server, type ServerOptions } from "../runtime/server/server.ts";
+import type { Server, ServerOptions } from "../runtime/server/server.ts";
+import type { Session } from "../runtime/session.ts";
 import { printJson } from "./output.ts";
 import { addSessionOptions, loadOptions, type SessionFlags } from "./session-options.ts";
 import { parseInteger, parseNumber } from "./sizes.ts";
@@ -37,11 +38,25 @@ export function define(command: Command): void {
 
 /** Serves until SIGTERM or SIGINT; a second one exits at once. */
 async function serve(path: string, options: Options): Promise<void> {
-  const server = new Server(serverOptions(options));
+  const names = options.name === undefined ? {} : { name: options.name };
+  const loading = loadSession(path, { ...loadOptions(options), ...names, maxSequences: options.parallel });
+  try {
+    // Its code is read while other threads check the weights.
+    const { Server } = await import("../runtime/server/server.ts");
+    await run(new Server(serverOptions(options)), loading, options);
+  } catch (error) {
+    void loading.then(
+      (session) => session.close(),
+      () => undefined, // reported already, unless something failed before
+    );
+    throw error;
+  }
+}
+
+async function run(server: Server, loading: Promise<Session>, options: Options): Promise<void> {
   const url = await server.listen();
   try {
-    const names = options.name === undefined ? {} : { name: options.name };
-    const session = await loadSession(path, { ...loadOptions(options), ...names, maxSequences: options.parallel });
+    const session = await loading;
     server.ready(session);
     const { model, contextTokens } = session;
     const stopped = signalled();

@@ -3,8 +3,8 @@
  * tsx bench/compare.ts --model DIR|X.pi --peers FILE.json [--mode dense,predictor] [--what decode,prefill,batch]
  *   [--threads 1,2] [--repeats N] [--neighbour] [--json] [-- options of pi bench …]
  *
- * FILE.json says which peers there are; bench/gguf.ts makes their models. `bin` is a folder of built programs, `args` are
- * options that make the peer faster:
+ * FILE.json says which peers there are; bench/gguf.ts makes their models. `bin` is a folder of built programs, `args`
+ * and `batchArgs` are options that make a peer faster, for its ordinary and for its batched benchmark:
  *   { "peers": [
  *     { "name": "llama.cpp", "kind": "llama-bench", "bin": "llama.cpp/build/bin", "model": "q4_0.gguf", "args": ["-fa", "1"] },
  *     { "name": "PowerInfer", "kind": "powerinfer", "bin": "PowerInfer/build/bin", "model": "q4_0.powerinfer.gguf" },
@@ -12,7 +12,8 @@
  *
  * Every engine runs in a process of its own, one after the other, N rounds in alternating order. Decoding is of 64 tokens,
  * prefill of 512 and of 64, a batch decodes 8 sequences. Memory bandwidth is measured around every run, because on shared
- * machines it is not the same an hour later. --neighbour: beside an endless loop pinned to core 0. Prints the medians, or
+ * machines it is not the same an hour later, and so is what other processes take: engines that spin at barriers suffer from
+ * those out of proportion, so only a quiet machine is fair to all. --neighbour: beside an endless loop pinned to core 0. Prints the medians, or
  * nothing with --json, and one line of JSON.
  */
 import { readFile } from "node:fs/promises";
@@ -25,6 +26,7 @@ import { readModelFile, type ModelFile } from "../model/model-file.ts";
 import { native } from "../native/index.ts";
 import { measure, parsePeers, piEngines, type Engine } from "./compare/engines.ts";
 import { withNeighbour } from "./compare/neighbour.ts";
+import { watchOthers } from "./compare/others.ts";
 import type { Metric } from "./compare/outputs.ts";
 import { summarise, type Sample, type Summary } from "./compare/summary.ts";
 
@@ -73,7 +75,9 @@ const engines = [
 const samples = neighbour ? await withNeighbour(sampleAll) : await sampleAll();
 const results = summarise(samples, denseBytesOf(file));
 if (!values.json) print(results);
-console.log(JSON.stringify({ bench: "compare", dtype: file.dtype, config: file.config, repeats, neighbour, results }));
+console.log(
+  JSON.stringify({ bench: "compare", dtype: file.dtype, config: file.config, repeats, neighbour, results, samples }),
+);
 
 async function sampleAll(): Promise<Sample[]> {
   const found: Sample[] = [];
@@ -92,10 +96,10 @@ async function sampleEngine({ name, ours, runs }: Engine, count: number): Promis
   const found: Sample[] = [];
   for (const run of runs(count, wanted)) {
     const before = await bandwidth();
-    const speeds = Object.entries(await measure(run)) as [Metric, number][];
+    const { result, otherCores } = await watchOthers(() => measure(run));
     const bytesPerSecond = (before + (await bandwidth())) / 2;
-    for (const [metric, tokensPerSecond] of speeds) {
-      found.push({ engine: name, ours, threads: count, metric, tokensPerSecond, bytesPerSecond });
+    for (const [metric, tokensPerSecond] of Object.entries(result) as [Metric, number][]) {
+      found.push({ engine: name, ours, threads: count, metric, tokensPerSecond, bytesPerSecond, otherCores });
       console.error(`${name}, ${count} threads, ${metric}: ${formatNumber(tokensPerSecond)} tokens/s`);
     }
   }
@@ -112,7 +116,7 @@ function denseBytesOf({ tensors, config }: ModelFile): number {
 
 function print(summaries: readonly Summary[]): void {
   printTable(
-    ["metric", "threads", "engine", "tok/s", "min", "max", "pi / best peer", "GB/s", "of dense limit"],
+    ["metric", "threads", "engine", "tok/s", "min", "max", "pi / best peer", "GB/s", "others' cores", "of dense limit"],
     summaries.map((s) => [
       s.metric,
       s.threads,
@@ -122,6 +126,7 @@ function print(summaries: readonly Summary[]): void {
       s.max,
       s.ratio === null ? "" : s.ratio.toFixed(2),
       s.bytesPerSecond / 1e9,
+      s.otherCores,
       s.shareOfDense === null ? "" : percent(s.shareOfDense),
     ]),
   );

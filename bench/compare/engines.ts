@@ -67,7 +67,13 @@ export function piEngines(model: string, modes: readonly string[], extra: readon
 
 type Runs = Engine["runs"];
 
-const KINDS: Record<string, (peer: Fields, extra: readonly string[]) => Runs> = {
+/** Options for a peer's programs, from the peers file. */
+interface Extra {
+  args?: string[];
+  batchArgs?: string[];
+}
+
+const KINDS: Record<string, (peer: Fields, extra: Extra) => Runs> = {
   "llama-bench": llamaBench,
   powerinfer: powerInfer,
   "node-llama-cpp": nodeLlamaCpp,
@@ -77,30 +83,33 @@ const KINDS: Record<string, (peer: Fields, extra: readonly string[]) => Runs> = 
 export function parsePeers(text: string, file: string): Engine[] {
   const { peers } = parseJson<{ peers?: unknown }>(text, "{", "}");
   check(Array.isArray(peers), "E_PEERS", `${file}: expected a list "peers"`);
-  return peers.map((item: { args?: string[] }, i) => {
+  return peers.map((item: Extra, i) => {
     const peer = new Fields(item, file, "E_PEERS", `peers[${i}]`);
     const kind = peer.string("kind");
     const known = Object.keys(KINDS);
     check(known.includes(kind), "E_PEERS", `${file}: peers[${i}].kind: expected one of ${known}, got ${kind}`);
-    return { name: peer.string("name"), ours: false, runs: KINDS[kind]!(peer, item.args ?? []) };
+    return { name: peer.string("name"), ours: false, runs: KINDS[kind]!(peer, item) };
   });
 }
 
 /** llama.cpp and ik_llama.cpp: `bin` is the folder of llama-bench and llama-batched-bench. */
-function llamaBench(peer: Fields, extra: readonly string[]): Runs {
+function llamaBench(peer: Fields, { args = [], batchArgs = [] }: Extra): Runs {
   const [bin, model] = [peer.string("bin"), peer.string("model")];
   return (threads, wanted) => {
-    const common = ["-m", model, "-t", `${threads}`, "-ngl", "0", ...extra];
+    const common = ["-m", model, "-t", `${threads}`, "-ngl", "0"];
     const runs: Run[] = [];
     const prompts = prefills(wanted).map((metric) => PREFILL[metric]);
     if (wanted.has("decode") || prompts.length > 0) {
       const tokens = wanted.has("decode") ? DECODE_TOKENS : 0;
       const tests = ["-p", prompts.join() || "0", "-n", `${tokens}`, "-r", "1", "-o", "json"];
-      runs.push({ command: [join(bin, "llama-bench"), ...common, ...tests], parse: parseLlamaBench });
+      runs.push({ command: [join(bin, "llama-bench"), ...common, ...args, ...tests], parse: parseLlamaBench });
     }
     if (wanted.has("batch8")) {
       const tests = ["-c", "2048", "-npp", `${BATCH_PROMPT}`, "-ntg", `${DECODE_TOKENS}`, "-npl", `${BATCH}`];
-      runs.push({ command: [join(bin, "llama-batched-bench"), ...common, ...tests], parse: parseBatchedBench });
+      runs.push({
+        command: [join(bin, "llama-batched-bench"), ...common, ...batchArgs, ...tests],
+        parse: parseBatchedBench,
+      });
     }
     return runs;
   };
@@ -110,10 +119,10 @@ function llamaBench(peer: Fields, extra: readonly string[]): Runs {
  * PowerInfer through its `main`, whose text is sampled: its `llama-bench` decodes one token over and over, and with it the
  * same neurons. Its batched bench does that too, which flatters it, and has no option for threads: all cores or nothing.
  */
-function powerInfer(peer: Fields, extra: readonly string[]): Runs {
+function powerInfer(peer: Fields, { args = [] }: Extra): Runs {
   const [bin, model] = [peer.string("bin"), peer.string("model")];
   return (threads, wanted) => {
-    const common = ["-m", model, "-t", `${threads}`, "-c", "1024", "-b", "512", "--ignore-eos", ...extra];
+    const common = ["-m", model, "-t", `${threads}`, "-c", "1024", "-b", "512", "--ignore-eos", ...args];
     const main = (prompt: number, tokens: number): string[] =>
       [join(bin, "main"), ...common, "--temp", "0.8", "--seed", "1"].concat("-p", letters(prompt), "-n", `${tokens}`);
     const runs: Run[] = [];

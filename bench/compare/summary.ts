@@ -9,6 +9,8 @@ export interface Sample {
   metric: Metric;
   tokensPerSecond: number;
   bytesPerSecond: number;
+  /** Cores that other processes kept busy meanwhile. */
+  otherCores: number;
 }
 
 /** All samples of one engine, metric and number of threads. */
@@ -21,6 +23,8 @@ export interface Summary extends Pick<Sample, "engine" | "threads" | "metric"> {
   ratio: number | null;
   /** Median bandwidth around the runs. */
   bytesPerSecond: number;
+  /** Median of the cores that others kept busy: a comparison is fair only where that is next to none. */
+  otherCores: number;
   /**
    * Share of what that bandwidth allows an engine that reads every weight in every step; a sparse engine can exceed 1.
    * Null for prefill, which arithmetic bounds.
@@ -61,6 +65,7 @@ function summariseGroup(samples: readonly Sample[], denseBytes: number): Summary
       max: Math.max(...speeds),
       ratio: ours && bestPeer > 0 ? speed / bestPeer : null,
       bytesPerSecond,
+      otherCores: median(own.map((sample) => sample.otherCores)),
       shareOfDense: metric.startsWith("prefill") ? null : (stepsPerSecond * denseBytes) / bytesPerSecond,
     };
   });

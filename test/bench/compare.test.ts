@@ -1,4 +1,5 @@
 /** What the comparison reads out of other engines' outputs, and what it makes of the numbers. */
+import { cpus } from "node:os";
 import { describe, expect, test } from "vitest";
 import { measure, parsePeers, piEngines } from "../../bench/compare/engines.ts";
 import {
@@ -8,6 +9,7 @@ import {
   parseMainTimings,
   parsePiBench,
 } from "../../bench/compare/outputs.ts";
+import { watchOthers } from "../../bench/compare/others.ts";
 import { summarise, type Sample } from "../../bench/compare/summary.ts";
 
 const message = (text: string) => expect.objectContaining({ message: expect.stringContaining(text) as string });
@@ -57,16 +59,23 @@ llama_print_timings:        eval time =    1040.68 ms /    16 runs   (   65.04 m
 });
 
 describe("engines", () => {
-  const peer = { name: "llama.cpp", kind: "llama-bench", bin: "/bin", model: "m.gguf", args: ["-fa", "1"] };
+  const peer = {
+    name: "llama.cpp",
+    kind: "llama-bench",
+    bin: "/bin",
+    model: "m.gguf",
+    args: ["-rtr", "1"],
+    batchArgs: ["-rtr"],
+  };
 
   test("a peer is started only for what is wanted", () => {
     const [engine] = parsePeers(JSON.stringify({ peers: [peer] }), "peers.json");
     const commands = (...metrics: (typeof METRICS)[number][]) =>
       engine!.runs(2, new Set(metrics)).map(({ command }) => command.join(" "));
-    expect(commands("decode")).toEqual(["/bin/llama-bench -m m.gguf -t 2 -ngl 0 -fa 1 -p 0 -n 64 -r 1 -o json"]);
+    expect(commands("decode")).toEqual(["/bin/llama-bench -m m.gguf -t 2 -ngl 0 -rtr 1 -p 0 -n 64 -r 1 -o json"]);
     expect(commands("prefill512", "prefill64", "batch8")).toEqual([
-      "/bin/llama-bench -m m.gguf -t 2 -ngl 0 -fa 1 -p 512,64 -n 0 -r 1 -o json",
-      "/bin/llama-batched-bench -m m.gguf -t 2 -ngl 0 -fa 1 -c 2048 -npp 16 -ntg 64 -npl 8",
+      "/bin/llama-bench -m m.gguf -t 2 -ngl 0 -rtr 1 -p 512,64 -n 0 -r 1 -o json",
+      "/bin/llama-batched-bench -m m.gguf -t 2 -ngl 0 -rtr -c 2048 -npp 16 -ntg 64 -npl 8",
     ]);
   });
 
@@ -94,7 +103,15 @@ describe("engines", () => {
 
 test("a summary has medians, spread, our ratio to the best peer, and the share of what memory allows", () => {
   const sample = (engine: string, tokensPerSecond: number, metric: Sample["metric"] = "decode"): Sample => {
-    return { engine, ours: engine.startsWith("pi"), threads: 2, metric, tokensPerSecond, bytesPerSecond: 1000 };
+    return {
+      engine,
+      ours: engine.startsWith("pi"),
+      threads: 2,
+      metric,
+      tokensPerSecond,
+      bytesPerSecond: 1000,
+      otherCores: 0,
+    };
   };
   const samples = [
     ...[30, 50, 40].map((speed) => sample("pi dense", speed)),
@@ -111,4 +128,20 @@ test("a summary has medians, spread, our ratio to the best peer, and the share o
     ["prefill512", "pi dense", 500, 500, 500, null, null],
     ["batch8", "pi dense", 80, 80, 80, null, 0.05],
   ]);
+});
+
+test.runIf(process.platform === "linux")("work of our own does not count as the work of others", async () => {
+  const spin = "while (process.cpuUsage().user < 3e5); console.log(process.cpuUsage().user / 1e6)";
+  let own = 0;
+  const parse = (stdout: string) => {
+    own = Number(stdout);
+    return {};
+  };
+  const start = performance.now();
+  const { otherCores } = await watchOthers(() => measure({ command: [process.execPath, "-e", spin], parse }));
+  const seconds = (performance.now() - start) / 1000;
+  expect(own).toBeGreaterThan(0.29);
+  // All cores can do is what others and our child did, but for the ticks that each of them is counted in.
+  expect(otherCores * seconds).toBeGreaterThanOrEqual(0);
+  expect(otherCores * seconds).toBeLessThan(cpus().length * (seconds + 0.05) - own);
 });

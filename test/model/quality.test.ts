@@ -3,19 +3,14 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { predictorsMetadata } from "../../formats/predictors.ts";
-import { provenance } from "../../formats/provenance.ts";
 import { silentContext } from "../../io/progress.ts";
-import { writeSafetensors } from "../../io/safetensors-file.ts";
 import { forcedLogits, kvTokensFor } from "../../model/forced-logits.ts";
 import { checkMode, sparseModes } from "../../model/modes.ts";
-import { readModelFile } from "../../model/model-file.ts";
 import { openModel, type OpenModel } from "../../model/open.ts";
 import { compareModes, measureQuality, qualityTokens } from "../../model/quality.ts";
-import { predictorSpecs } from "../../model/tensors.ts";
 import type { FfnMode } from "../../native/index.ts";
-import { normals } from "../native/planted.ts";
 import { TINY, writeTinyModel } from "../profile/tiny-model.ts";
+import { writeRandomPredictors } from "./random-predictors.ts";
 
 const WINDOW = 40;
 const RANK = 32;
@@ -32,32 +27,13 @@ const scored = windows.reduce((sum, tokens) => sum + tokens.length - 1, 0);
 beforeAll(async () => {
   dir = await mkdtemp(join(tmpdir(), "pi-quality-"));
   await writeTinyModel(dir);
-  await writeRandomPredictors(join(dir, "predictors.safetensors"));
-  const predictors = join(dir, "predictors.safetensors");
+  const predictors = await writeRandomPredictors(dir, RANK);
   model = await openModel(dir, { predictors, threads: 2, contextTokens: qualityTokens(WINDOW, 2) });
 });
 afterAll(async () => {
   model.close();
   await rm(dir, { recursive: true });
 });
-
-/** Predictors that know nothing: half of what they say is wrong. */
-async function writeRandomPredictors(path: string): Promise<void> {
-  const normal = normals(9);
-  const layers = Array.from({ length: TINY.nLayers }, (_, layer) => predictorSpecs(TINY, layer, RANK)).flat();
-  const tensors = layers.map(({ name, shape }) => ({ name, shape, dtype: "f32" as const }));
-  const rates = { recall: 0.5, weightedRecall: 0.5, precision: 0.5, trueSparsity: 0.5, predictedSparsity: 0.5 };
-  const metrics = Array.from({ length: TINY.nLayers }, () => ({ rank: RANK, threshold: 0, ...rates, bytes: 1 }));
-  const { weights } = await readModelFile(dir);
-  const origin = provenance("train-predictor", {}, { model: weights });
-  await writeSafetensors(path, tensors, {
-    metadata: () => predictorsMetadata({ metrics, provenance: origin }),
-    produce: ({ shape }) => {
-      const values = Float32Array.from({ length: shape.reduce((a, b) => a * b, 1) }, () => normal() / 6);
-      return Promise.resolve(new Uint8Array(values.buffer));
-    },
-  });
-}
 
 const setThresholds = (threshold: number) => model.engine.setThresholds(new Float32Array(TINY.nLayers).fill(threshold));
 const measure = (mode: FfnMode) => measureQuality(model, windows, mode, silentContext);

@@ -10,6 +10,7 @@ import type { Generation } from "../../runtime/generate.ts";
 import { loadSession } from "../../runtime/load.ts";
 import type { SamplingOptions } from "../../runtime/sampling.ts";
 import type { Session } from "../../runtime/session.ts";
+import { writeRandomPredictors } from "../model/random-predictors.ts";
 
 const DEMO = fileURLToPath(new URL("../../examples/pi-tale-7m", import.meta.url));
 const CONTEXT = 512;
@@ -21,7 +22,12 @@ const GREEDY = { temperature: 0 };
 const SAMPLED = { temperature: 0.8, topP: 0.95, seed: 7 };
 const PENALISED = { ...SAMPLED, repetitionPenalty: 1.2, presencePenalty: 0.3, frequencyPenalty: 0.4 };
 
-describe.each(["f16", "q8_0", "q4_0"] as const)("%s", (dtype) => {
+describe.each([
+  ["f16", "exact"],
+  ["q8_0", "dense"],
+  ["q4_0", "exact"],
+  ["q8_0", "predictor"],
+] as const)("%s, %s", (dtype, mode) => {
   let dir: string;
   let plain: Session;
   let guessing: Session;
@@ -29,7 +35,8 @@ describe.each(["f16", "q8_0", "q4_0"] as const)("%s", (dtype) => {
   beforeAll(async () => {
     dir = await mkdtemp(join(tmpdir(), "pi-lossless-"));
     await convert({ source: DEMO, output: dir, dtype }, silentContext);
-    const options = { threads: 2, contextTokens: CONTEXT, maxSequences: 4 };
+    const predictors = mode === "predictor" ? { predictors: await writeRandomPredictors(dir, 32) } : {};
+    const options = { threads: 2, contextTokens: CONTEXT, maxSequences: 4, mode, ...predictors };
     plain = await loadSession(dir, options);
     guessing = await loadSession(dir, { ...options, maxDrafts: 8 });
   });

@@ -10,6 +10,7 @@
 #include <random>
 #include <vector>
 
+#include "base/aligned.h"
 #include "kernels/kernels.h"
 
 namespace pi::bench {
@@ -33,10 +34,10 @@ struct Bench {
   DType type;
   const char* name;
   int rows, cols;
-  std::vector<uint8_t> bytes;
+  Buffer<uint8_t> bytes;
   std::vector<int32_t> tenth;
-  std::vector<float> x, y;
-  std::vector<uint8_t> quants;
+  Buffer<float> x, y;
+  Buffer<uint8_t> quants;
 
   Bench(const Table& table, DType t, const char* type_name, size_t megabytes, int columns) : k(table), type(t), name(type_name), cols(columns) {
     const size_t row = row_bytes(type, cols);
@@ -62,17 +63,17 @@ struct Bench {
     return gb(n, best([&] { k.dot_rows({matrix(), list, 0, n, {x.data(), size_t(cols), quants.data(), 1}, y.data(), 0}); }));
   }
   double axpy(const int32_t* list, int n) {
-    return gb(n, best([&] { k.axpy_rows({matrix(), list, n, x.data(), 0, 1, y.data(), 0, 0, cols}); }));
+    return gb(n, best([&] { k.axpy_rows({matrix(), list, 0, n, x.data(), 0, 1, y.data(), 0}); }));
   }
   double prefill(bool transposed) {
     constexpr int kTokens = 512, kRows = 512;
     const int inner = transposed ? kRows : cols, outer = transposed ? cols : kRows, tile = k.tile_tokens;
     const size_t tile_bytes = kernels::packed_bytes(inner, tile);
-    std::vector<uint8_t> packed(kTokens / tile * tile_bytes);
+    Buffer<uint8_t> packed(kTokens / tile * tile_bytes);
     for (int t = 0; t < kTokens; t += tile) {
       k.pack_tokens({x.data(), size_t(inner), tile, inner, !transposed && block_size(type) > 1, &packed[t / tile * tile_bytes]});
     }
-    std::vector<float> out(size_t(kTokens) * outer);
+    Buffer<float> out(size_t(kTokens) * outer);
     const double seconds = best([&] {
       for (int row = 0; row < outer; row += kernels::kGemmPanel) {
         k.gemm({matrix(), transposed, kRows, row, row + kernels::kGemmPanel, packed.data(), tile_bytes, kTokens, &out[size_t(row) * tile], size_t(outer) * tile});

@@ -13,11 +13,6 @@ std::vector<MappedFile> map_files(const std::vector<std::string>& paths) {
   return files;
 }
 
-template <typename T>
-void grow(std::vector<T>& buffer, size_t size) {
-  if (buffer.size() < size) buffer.resize(size);
-}
-
 }  // namespace
 
 Engine::Engine(EngineOptions options)
@@ -128,7 +123,6 @@ void Engine::reserve() {
   for (auto* buffer : {&key_, &value_}) grow(*buffer, rows * kv_dim);
   grow(logits_, rows_.outputs.size() * c_.vocab);
   grow(quants_, most * kernels::quantized_bytes(std::max<size_t>(c_.dim, q_dim)));
-  scratch_.reserve(c_, rows_.n_decode, max_rank_);
 }
 
 void Engine::embed() {
@@ -254,13 +248,16 @@ void Engine::ffn(int layer, StepOutput& out) {
 
 void Engine::ffn_dense_rows(int layer, StepOutput& out) {
   const size_t dim = c_.dim;
+  const LayerWeights& w = w_.layers[layer];
   const int rows = static_cast<int>(dense_rows_.size());
-  const bool all = rows == rows_.n_decode;
+  const bool all = rows == rows_.n_decode, keep = profiling_ || !rows_.samples.empty();
   if (!all) {
     for (int i = 0; i < rows; ++i) std::copy_n(&ffn_in_[dense_rows_[i] * dim], dim, &dense_in_[i * dim]);
   }
-  ffn_.dense(w_.layers[layer], all ? ffn_in_.data() : dense_in_.data(), rows, scratch_,
-             all ? ffn_out_.data() : dense_out_.data(), Executor{pool_.get()}, stats_.bytes);
+  if (keep) grow(activations_, size_t(rows) * c_.n_neurons);
+  ffn_.dense(w, all ? ffn_in_.data() : dense_in_.data(), rows, all ? ffn_out_.data() : dense_out_.data(),
+             keep ? activations_.data() : nullptr, Executor{pool_.get()});
+  for (const MatrixView* m : {&w.gate, &w.up, &w.down_t}) stats_.bytes.ffn += m->rows * m->row_bytes;
   if (!all) {
     for (int i = 0; i < rows; ++i) std::copy_n(&dense_out_[i * dim], dim, &ffn_out_[dense_rows_[i] * dim]);
   }
@@ -270,47 +267,36 @@ void Engine::ffn_dense_rows(int layer, StepOutput& out) {
 
 void Engine::ffn_sparse_rows(int layer) {
   const LayerWeights& w = w_.layers[layer];
-  const size_t dim = c_.dim;
-  const int rows = static_cast<int>(sparse_rows_.size());
   const bool predictors = bool(w.predictor.fc1);
-  std::vector<LayerStats> stats(rows);
-  std::vector<BytesTouched> bytes(rows);
-  if (recall_tracking_ && predictors) down_norms(layer);
-  const auto run = [&](int i, const Executor& on) {
-    const int t = sparse_rows_[i];
-    const bool predict = rows_.modes[t] == FfnMode::kPredictor && predictors;
-    const float threshold = predict ? thresholds_[layer] : 0;
-    const float* x = &ffn_in_[t * dim];
-    stats[i] = ffn_.sparse(w, predict, threshold, x, t, scratch_, &ffn_out_[t * dim], on, bytes[i]);
-    if (predict && recall_tracking_) stats[i] = ffn_.recall(w, threshold, down_norms_[layer], x, t, scratch_);
-  };
-  // Many rows: a thread each, no barrier inside a row. Few: all threads work on one row.
-  if (rows >= 2 * pool_->threads()) {
-    pool_->parallel_for(rows, [&](int i) { run(i, Executor{}); });
-  } else {
-    for (int i = 0; i < rows; ++i) run(i, Executor{pool_.get()});
+  const float threshold = predictors ? thresholds_[layer] : 0;
+  std::vector<SparseRow> rows;
+  for (const int t : sparse_rows_) {
+    const size_t at = size_t(t) * c_.dim;
+    rows.push_back({&ffn_in_[at], &ffn_out_[at], predictors && rows_.modes[t] == FfnMode::kPredictor, {}, {}});
   }
-  for (int i = 0; i < rows; ++i) {
-    stats_.layers[layer].add(stats[i]);
-    stats_.bytes.predictor += bytes[i].predictor;
-    stats_.bytes.ffn += bytes[i].ffn;
+  ffn_.sparse(w, threshold, rows, Executor{pool_.get()});
+  for (SparseRow& row : rows) {
+    if (row.predict && recall_tracking_) row.stats = ffn_.recall(w, threshold, down_norms(layer), row.x);
+    stats_.layers[layer].add(row.stats);
+    stats_.bytes.predictor += row.bytes.predictor;
+    stats_.bytes.ffn += row.bytes.ffn;
   }
 }
 
-// Adds the activations in scratch_.up [rows, n_neurons] to the layer's counts.
+// Adds the activations of the dense rows to the layer's counts.
 void Engine::count_activations(int layer, int rows) {
   const std::vector<float>& norms = down_norms(layer);
   const size_t n = c_.n_neurons;
   std::vector<double> totals(rows);
   pool_->parallel_for(rows, [&](int t) {
-    for (size_t i = 0; i < n; ++i) totals[t] += std::fabs(scratch_.up[t * n + i]) * double(norms[i]);
+    for (size_t i = 0; i < n; ++i) totals[t] += std::fabs(activations_[t * n + i]) * double(norms[i]);
   });
   ActivationCounts& counts = counts_[layer];
   Executor{pool_.get()}.ranges(c_.n_neurons, 64, [&](int begin, int end) {
     for (int t = 0; t < rows; ++t) {
       const double scale = totals[t] > 0 ? ActivationCounts::kOne / totals[t] : 0;
       for (int i = begin; i < end; ++i) {
-        const double magnitude = std::fabs(scratch_.up[t * n + i]);
+        const double magnitude = std::fabs(activations_[t * n + i]);
         counts.count[i] += magnitude != 0;
         counts.magnitude[i] += static_cast<uint64_t>(std::llround(magnitude * ActivationCounts::kOne));
         counts.contribution[i] += static_cast<uint64_t>(std::llround(magnitude * norms[i] * scale));
@@ -326,7 +312,7 @@ void Engine::copy_samples(int layer, StepOutput& out) {
   for (size_t s = 0; s < n_samples; ++s) {
     const int t = rows_.samples[s];
     const auto found = std::lower_bound(dense_rows_.begin(), dense_rows_.end(), t);
-    const float* act = &scratch_.up[(found - dense_rows_.begin()) * n];
+    const float* act = &activations_[(found - dense_rows_.begin()) * n];
     const size_t row = layer * n_samples + s;
     k_.to_f16(&ffn_in_[t * dim], &out.hidden[row * dim], c_.dim);
     float high = 0;
@@ -350,11 +336,10 @@ void Engine::reset_stats() {
 
 size_t Engine::allocated_bytes() const {
   size_t floats = cosine_.size() + sine_.size() + logits_.size() + h_.size();
-  for (const auto* buffer : {&x_, &q_, &key_, &value_, &attended_, &attn_out_, &ffn_in_, &ffn_out_, &dense_in_, &dense_out_}) {
+  for (const auto* buffer : {&x_, &q_, &key_, &value_, &attended_, &attn_out_, &ffn_in_, &ffn_out_, &dense_in_, &dense_out_, &activations_}) {
     floats += buffer->size();
   }
-  floats += scratch_.gate.size() + scratch_.up.size() + scratch_.scores.size() + scratch_.hidden.size() + scratch_.active.size();
-  return kv_.bytes() + floats * sizeof(float) + prefill_.allocated_bytes();
+  return kv_.bytes() + floats * sizeof(float) + quants_.size() + ffn_.allocated_bytes() + prefill_.allocated_bytes();
 }
 
 }  // namespace pi

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "base/aligned.h"
 #include "base/mapped_file.h"
 #include "base/thread_pool.h"
 #include "engine/config.h"
@@ -114,10 +115,10 @@ class Engine {
 
   Rows rows_;
   // Scratch, [rows, …].
-  std::vector<float> x_, h_, q_, key_, value_, attended_, attn_out_, ffn_in_, ffn_out_, dense_in_, dense_out_, logits_;
-  std::vector<uint8_t> quants_;
+  Buffer<float> x_, h_, q_, key_, value_, attended_, attn_out_, ffn_in_, ffn_out_, dense_in_, dense_out_, logits_;
+  Buffer<uint8_t> quants_;
   std::vector<int> dense_rows_, sparse_rows_;
-  FfnScratch scratch_;
+  Buffer<float> activations_;  // [dense rows, n_neurons], while they are counted or sampled
 
   bool profiling_ = false, recall_tracking_ = false;
   std::vector<ActivationCounts> counts_;

@@ -1,7 +1,7 @@
 #include "engine/ffn.h"
 
+#include <algorithm>
 #include <cmath>
-#include <cstring>
 
 namespace pi {
 namespace {
@@ -25,16 +25,29 @@ kernels::Unary unary(Activation a) {
   return kernels::Unary::kRelu;
 }
 
-// Indices i < n with keep(i), ascending, without a branch.
+// Those of rows[0 … n) with keep(i), in order, without a branch. `out` may be `rows`.
 template <typename Keep>
-int compress(int n, int32_t* out, Keep&& keep) {
+int compress(const int32_t* rows, int n, int32_t* out, Keep&& keep) {
   int count = 0;
   for (int i = 0; i < n; ++i) {
-    out[count] = i;
+    out[count] = rows[i];
     count += keep(i) ? 1 : 0;
   }
   return count;
 }
+// Those whose value is not zero; the values move along.
+int compress_active(const int32_t* rows, int n, int32_t* out, float* values) {
+  int count = 0;
+  for (int i = 0; i < n; ++i) {
+    out[count] = rows[i];
+    const float value = values[i];
+    values[count] = value;
+    count += value != 0.0f ? 1 : 0;
+  }
+  return count;
+}
+
+size_t rows_bytes(const MatrixView& w, int rows) { return w ? rows * w.row_bytes : 0; }
 
 }  // namespace
 
@@ -46,160 +59,222 @@ void activate_neurons(const kernels::Table& table, const ModelConfig& config, fl
   table.multiply(gate, up, n);
 }
 
-void FfnScratch::reserve(const ModelConfig& config, int rows, int max_rank) {
-  const size_t size = size_t(rows) * config.n_neurons;
-  quants.resize(std::max(quants.size(), rows * kernels::quantized_bytes(config.dim)));
-  hidden_quants.resize(std::max(hidden_quants.size(), rows * kernels::quantized_bytes(max_rank)));
-  if (up.size() >= size && hidden.size() >= size_t(rows) * max_rank) return;
-  for (std::vector<float>* buffer : {&gate, &up, &scores}) buffer->resize(size);
-  hidden.resize(size_t(rows) * max_rank);
-  active.resize(size);
-}
-
-void Ffn::dot(const MatrixView& w, VectorView bias, const int32_t* rows, int begin, int end, const kernels::Activations& x,
-              float* y) const {
-  const size_t stride = c_.n_neurons;
-  k_.dot_rows({w, rows, begin, end, x, y, stride});
-  if (!bias) return;
-  for (int t = 0; t < x.n; ++t) {
-    for (int i = begin; i < end; ++i) y[t * stride + i] += bias[rows ? rows[i] : i];
+Ffn::Ffn(const ModelConfig& config, const kernels::Table& table) : c_(config), k_(table) {
+  // Dealt in short runs, so that every share has its part of the hot neurons and still reads several rows in a row.
+  constexpr int kRun = 16;
+  for (int i = 0; i < c_.n_neurons; ++i) shares_[i / kRun % kShares].neurons.push_back(i);
+  int first = 0;
+  for (Share& share : shares_) {
+    share.first = first;
+    first += static_cast<int>(share.neurons.size());
   }
 }
 
-// x as the layer's products read it.
-kernels::Activations Ffn::quantize(const LayerWeights& w, const float* x, int rows, uint8_t* out, const Executor& on) const {
+void Ffn::reserve(const LayerWeights& w, int rows) {
+  const size_t n = rows, neurons = n * c_.n_neurons, rank = w.predictor.fc1.rows;
+  grow(x_, n * c_.dim);
+  grow(hidden_, n * rank);
+  grow(quants_, n * kernels::quantized_bytes(c_.dim));
+  grow(hidden_quants_, n * kernels::quantized_bytes(rank));
+  for (auto* buffer : {&gate_, &up_, &score_}) grow(*buffer, neurons);
+  grow(list_, neurons);
+  grow(parts_, n * kShares * c_.dim);
+  grow(stats_, n * kShares);
+  grow(bytes_, n * kShares);
+}
+
+Ffn::Work Ffn::work(int share, int row) {
+  const size_t at = size_t(row) * c_.n_neurons + shares_[share].first;
+  return {&gate_[at], &up_[at], &score_[at], &list_[at], &parts_[(size_t(row) * kShares + share) * c_.dim]};
+}
+
+// y[t][i] = w[rows[i]] · x[t] + bias[rows[i]], i < n.
+void Ffn::dot(const MatrixView& w, VectorView bias, const int32_t* rows, int n, const kernels::Activations& x, float* y, size_t y_stride) const {
+  k_.dot_rows({w, rows, 0, n, x, y, y_stride});
+  for (int t = 0; bias && t < x.n; ++t) {
+    for (int i = 0; i < n; ++i) y[t * y_stride + i] += bias[rows[i]];
+  }
+}
+
+// x_ as the layer's products read it.
+kernels::Activations Ffn::set_input(const LayerWeights& w, int rows, const Executor& on) {
+  const size_t bytes = kernels::quantized_bytes(c_.dim);
   if (w.gate.blocks() || w.up.blocks() || w.predictor.fc1.blocks()) {
-    const Executor few = rows > 4 ? on : Executor{};
-    few.each(rows, [&](int t) { k_.quantize(x + size_t(t) * c_.dim, c_.dim, out + t * kernels::quantized_bytes(c_.dim)); });
+    (rows > 4 ? on : Executor{}).each(rows, [&](int t) { k_.quantize(&x_[size_t(t) * c_.dim], c_.dim, &quants_[t * bytes]); });
   }
-  return {x, size_t(c_.dim), out, rows};
+  return {x_.data(), size_t(c_.dim), quants_.data(), rows};
 }
 
-void Ffn::down(const LayerWeights& w, const int32_t* rows, int n_rows, const float* a, int n_tokens, float* out,
-               const Executor& on) const {
-  const size_t dim = c_.dim;
-  // Columns, not neurons, are shared out: every column's sum runs over the neurons in order on one thread.
-  on.ranges(c_.dim, 64, [&](int begin, int end) {
-    for (int t = 0; t < n_tokens; ++t) {
-      float* y = out + t * dim;
-      if (w.down_bias) {
-        std::memcpy(y + begin, w.down_bias + begin, (end - begin) * sizeof(float));
-      } else {
-        std::memset(y + begin, 0, (end - begin) * sizeof(float));
-      }
-    }
-    k_.axpy_rows({w.down_t, rows, n_rows, a, size_t(c_.n_neurons), n_tokens, out, dim, begin, end});
-  });
-}
-
-void Ffn::dense(const LayerWeights& w, const float* x, int rows, FfnScratch& scratch, float* out, const Executor& on,
-                BytesTouched& bytes) const {
-  const size_t n = c_.n_neurons;
-  const kernels::Activations in = quantize(w, x, rows, scratch.quants.data(), on);
-  on.ranges(c_.n_neurons, 16, [&](int begin, int end) {
-    if (c_.gated) dot(w.gate, w.gate_bias, nullptr, begin, end, in, scratch.gate.data());
-    dot(w.up, w.up_bias, nullptr, begin, end, in, scratch.up.data());
-    for (int t = 0; t < rows; ++t) {
-      activate_neurons(k_, c_, &scratch.gate[t * n + begin], &scratch.up[t * n + begin], end - begin);
-    }
-  });
-  down(w, nullptr, c_.n_neurons, scratch.up.data(), rows, out, on);
-  bytes.ffn += n * (w.gate.row_bytes * w.gate.rows / n + w.up.row_bytes + w.down_t.row_bytes);
-}
-
-// scratch.scores = fc2 · relu(fc1 · x + b1) + b2 of one row.
-void Ffn::scores(const LayerWeights& w, const kernels::Activations& x, int row, FfnScratch& scratch, const Executor& on) const {
-  const PredictorWeights& p = w.predictor;
-  float* hidden = &scratch.hidden[size_t(row) * p.fc1.rows];
-  float* out = &scratch.scores[size_t(row) * c_.n_neurons];
-  on.ranges(p.fc1.rows, 16, [&](int begin, int end) {
-    dot(p.fc1, p.fc1_bias, nullptr, begin, end, x, hidden);
-    k_.activate(kernels::Unary::kRelu, 0, hidden + begin, end - begin);
-  });
-  uint8_t* quants = scratch.hidden_quants.data() + row * kernels::quantized_bytes(p.fc1.rows);
-  if (p.fc2.blocks()) k_.quantize(hidden, p.fc1.rows, quants);
-  const kernels::Activations in{hidden, 0, quants, 1};
-  on.ranges(p.fc2.rows, 32, [&](int begin, int end) { dot(p.fc2, p.fc2_bias, nullptr, begin, end, in, out); });
-}
-
-LayerStats Ffn::sparse(const LayerWeights& w, bool predict, float threshold, const float* x, int row, FfnScratch& scratch,
-                       float* out, const Executor& on, BytesTouched& bytes) const {
-  const size_t n = c_.n_neurons;
-  float* gate = &scratch.gate[row * n];
-  float* up = &scratch.up[row * n];
-  float* score = &scratch.scores[row * n];
-  int32_t* active = &scratch.active[row * n];
-  const PredictorWeights& p = w.predictor;
-  const kernels::Activations in = quantize(w, x, 1, scratch.quants.data() + row * kernels::quantized_bytes(c_.dim), on);
-  int count = c_.n_neurons;
-  const int32_t* rows = nullptr;  // null: all of them, in order
-  if (predict) {
-    scores(w, in, row, scratch, on);
-    count = compress(c_.n_neurons, active, [&](int i) { return score[i] >= threshold; });
-    rows = active;
-    bytes.predictor += p.fc1.rows * p.fc1.row_bytes + p.fc2.rows * p.fc2.row_bytes;
-  }
-  LayerStats stats{1, 0, uint64_t(count), 0, 0};
-
-  // Gate first: what it closes needs neither up nor down. `score` is free again and takes the packed gate values.
-  if (c_.gated) {
-    on.ranges(count, 8, [&](int begin, int end) { dot(w.gate, w.gate_bias, rows, begin, end, in, gate); });
-    k_.activate(unary(c_.activation), c_.fatrelu_threshold, gate, count);
-    bytes.ffn += count * w.gate.row_bytes;
-    int open = 0;
-    for (int i = 0; i < count; ++i) {
-      active[open] = rows ? rows[i] : i;
-      gate[open] = gate[i];
-      open += gate[i] != 0.0f ? 1 : 0;
-    }
-    count = open;
-    rows = active;
-  }
-  on.ranges(count, 8, [&](int begin, int end) { dot(w.up, w.up_bias, rows, begin, end, in, up); });
-  bytes.ffn += count * w.up.row_bytes;
-  if (!c_.gated) {
-    k_.activate(unary(c_.activation), c_.fatrelu_threshold, up, count);
+// out = b + the shares' parts, in order.
+void Ffn::sum_parts(const LayerWeights& w, int row, float* out) {
+  if (w.down_bias) {
+    std::copy_n(w.down_bias, c_.dim, out);
   } else {
-    if (c_.activation == Activation::kDRelu) k_.activate(kernels::Unary::kRelu, 0, up, count);
-    k_.multiply(gate, up, count);
+    std::fill_n(out, c_.dim, 0.0f);
   }
-
-  int firing = 0;
-  for (int i = 0; i < count; ++i) {
-    active[firing] = rows ? rows[i] : i;
-    up[firing] = up[i];
-    firing += up[i] != 0.0f ? 1 : 0;
-  }
-  down(w, active, firing, up, 1, out, on);
-  bytes.ffn += firing * w.down_t.row_bytes;
-  stats.active = stats.hit = firing;
-  if (!predict) stats.predicted = firing;
-  stats.weighted_recall = 1;
-  return stats;
+  for (int share = 0; share < kShares; ++share) k_.add(work(share, row).part, out, c_.dim);
 }
 
-LayerStats Ffn::recall(const LayerWeights& w, float threshold, const std::vector<float>& down_norms, const float* x, int row,
-                       FfnScratch& scratch) const {
-  const size_t n = c_.n_neurons;
-  float* gate = &scratch.gate[row * n];
-  float* up = &scratch.up[row * n];
-  float* score = &scratch.scores[row * n];
-  const kernels::Activations in = quantize(w, x, 1, scratch.quants.data() + row * kernels::quantized_bytes(c_.dim), Executor{});
-  if (c_.gated) dot(w.gate, w.gate_bias, nullptr, 0, c_.n_neurons, in, gate);
-  dot(w.up, w.up_bias, nullptr, 0, c_.n_neurons, in, up);
-  activate_neurons(k_, c_, gate, up, c_.n_neurons);
-  scores(w, in, row, scratch, Executor{});
+// ------------------------------------------------------------------------------------------------------------- dense
+
+void Ffn::dense(const LayerWeights& w, const float* x, int rows, float* out, float* activations, const Executor& on) {
+  for (int t = 0; t < rows; t += kRows) {
+    const size_t at = size_t(t) * c_.dim;
+    dense_rows(w, x + at, std::min(kRows, rows - t), out + at, activations ? activations + size_t(t) * c_.n_neurons : nullptr, on);
+  }
+}
+
+void Ffn::dense_rows(const LayerWeights& w, const float* x, int rows, float* out, float* activations, const Executor& on) {
+  reserve(w, rows);
+  std::copy_n(x, size_t(rows) * c_.dim, x_.data());
+  const kernels::Activations in = set_input(w, rows, on);
+  const size_t stride = c_.n_neurons;
+  on.each(kShares, [&](int index) {
+    const Share& share = shares_[index];
+    const int32_t* neurons = share.neurons.data();
+    const int n = static_cast<int>(share.neurons.size());
+    const Work first = work(index, 0);
+    if (c_.gated) dot(w.gate, w.gate_bias, neurons, n, in, first.gate, stride);
+    dot(w.up, w.up_bias, neurons, n, in, first.up, stride);
+    for (int t = 0; t < rows; ++t) {
+      const Work at = work(index, t);
+      activate_neurons(k_, c_, at.gate, at.up, n);
+      std::fill_n(at.part, c_.dim, 0.0f);
+      for (int i = 0; activations && i < n; ++i) activations[t * stride + neurons[i]] = at.up[i];
+    }
+    k_.axpy_rows({w.down_t, neurons, 0, n, first.up, stride, rows, first.part, size_t(kShares) * c_.dim});
+  });
+  (rows > 1 ? on : Executor{}).each(rows, [&](int t) { sum_parts(w, t, out + size_t(t) * c_.dim); });
+}
+
+// ------------------------------------------------------------------------------------------------------------ sparse
+
+void Ffn::sparse(const LayerWeights& w, float threshold, std::span<SparseRow> rows, const Executor& on) {
+  for (size_t t = 0; t < rows.size(); t += kRows) sparse_rows(w, threshold, rows.subspan(t, std::min<size_t>(kRows, rows.size() - t)), on);
+}
+
+// hidden = relu(fc1 · x + b1) of the rows of x_, as fc2 reads it.
+void Ffn::score_hidden(const LayerWeights& w, int rows, const Executor& on) {
+  const PredictorWeights& p = w.predictor;
+  const size_t rank = p.fc1.rows;
+  const kernels::Activations in{x_.data(), size_t(c_.dim), quants_.data(), rows};
+  on.ranges(p.fc1.rows, 16, [&](int begin, int end) {
+    k_.dot_rows({p.fc1, nullptr, begin, end, in, hidden_.data(), rank});
+    for (int t = 0; t < rows; ++t) {
+      float* hidden = &hidden_[t * rank];
+      if (p.fc1_bias) k_.add(p.fc1_bias + begin, hidden + begin, end - begin);
+      k_.activate(kernels::Unary::kRelu, 0, hidden + begin, end - begin);
+    }
+  });
+  for (int t = 0; p.fc2.blocks() && t < rows; ++t) k_.quantize(&hidden_[t * rank], p.fc1.rows, &hidden_quants_[t * kernels::quantized_bytes(rank)]);
+}
+
+// score = fc2 · hidden + b2 of a share's neurons.
+void Ffn::score_share(const LayerWeights& w, const Share& share, int rows) {
+  const PredictorWeights& p = w.predictor;
+  const kernels::Activations in{hidden_.data(), size_t(p.fc1.rows), hidden_quants_.data(), rows};
+  dot(p.fc2, p.fc2_bias, share.neurons.data(), static_cast<int>(share.neurons.size()), in, &score_[share.first], c_.n_neurons);
+}
+
+void Ffn::sparse_rows(const LayerWeights& w, float threshold, std::span<SparseRow> rows, const Executor& on) {
+  const int n = static_cast<int>(rows.size());
+  reserve(w, n);
+  bool predict = false;
+  for (int t = 0; t < n; ++t) {
+    std::copy_n(rows[t].x, c_.dim, &x_[size_t(t) * c_.dim]);
+    predict = predict || rows[t].predict;
+  }
+  set_input(w, n, on);
+  if (predict) score_hidden(w, n, on);
+  on.each(kShares, [&](int share) {
+    if (predict) score_share(w, shares_[share], n);
+    for (int t = 0; t < n; ++t) {
+      const int at = t * kShares + share;
+      sparse_share(w, threshold, shares_[share], t, rows[t], work(share, t), stats_[at], bytes_[at]);
+    }
+  });
+  const size_t predictor = rows_bytes(w.predictor.fc1, w.predictor.fc1.rows) + rows_bytes(w.predictor.fc2, w.predictor.fc2.rows);
+  for (int t = 0; t < n; ++t) {
+    sum_parts(w, t, rows[t].out);
+    rows[t].stats = {};
+    rows[t].bytes = {};
+    for (int share = 0; share < kShares; ++share) {
+      rows[t].stats.add(stats_[t * kShares + share]);
+      rows[t].bytes.ffn += bytes_[t * kShares + share].ffn;
+    }
+    rows[t].stats.rows = 1;
+    rows[t].stats.weighted_recall = 1;
+    if (rows[t].predict) rows[t].bytes.predictor = predictor;
+  }
+}
+
+void Ffn::sparse_share(const LayerWeights& w, float threshold, const Share& share, int row, const SparseRow& in, Work work, LayerStats& stats,
+                       BytesTouched& bytes) {
+  const kernels::Activations x{&x_[size_t(row) * c_.dim], 0, &quants_[row * kernels::quantized_bytes(c_.dim)], 1};
+  const int32_t* rows = share.neurons.data();
+  int n = static_cast<int>(share.neurons.size());
+  bytes = {};
+  if (in.predict) {
+    n = compress(rows, n, work.list, [&](int i) { return work.score[i] >= threshold; });
+    rows = work.list;
+  }
+  stats = {0, 0, uint64_t(n), 0, 0};
+
+  // Gate first: what it closes needs neither up nor down.
+  if (c_.gated) {
+    dot(w.gate, w.gate_bias, rows, n, x, work.gate, 0);
+    bytes.ffn += rows_bytes(w.gate, n);
+    k_.activate(unary(c_.activation), c_.fatrelu_threshold, work.gate, n);
+    n = compress_active(rows, n, work.list, work.gate);
+    rows = work.list;
+  }
+  dot(w.up, w.up_bias, rows, n, x, work.up, 0);
+  bytes.ffn += rows_bytes(w.up, n);
+  if (!c_.gated) {
+    k_.activate(unary(c_.activation), c_.fatrelu_threshold, work.up, n);
+  } else {
+    if (c_.activation == Activation::kDRelu) k_.activate(kernels::Unary::kRelu, 0, work.up, n);
+    k_.multiply(work.gate, work.up, n);
+  }
+  n = compress_active(rows, n, work.list, work.up);
+  std::fill_n(work.part, c_.dim, 0.0f);
+  k_.axpy_rows({w.down_t, work.list, 0, n, work.up, 0, 1, work.part, 0});
+  bytes.ffn += rows_bytes(w.down_t, n);
+  stats.active = stats.hit = n;
+  if (!in.predict) stats.predicted = n;
+}
+
+LayerStats Ffn::recall(const LayerWeights& w, float threshold, const std::vector<float>& down_norms, const float* x) {
+  reserve(w, 1);
+  std::copy_n(x, c_.dim, x_.data());
+  const kernels::Activations in = set_input(w, 1, Executor{});
+  score_hidden(w, 1, Executor{});
   LayerStats stats{1, 0, 0, 0, 0};
   double total = 0, kept = 0;
-  for (int i = 0; i < c_.n_neurons; ++i) {
-    const bool predicted = score[i] >= threshold, active = up[i] != 0.0f;
-    const double contribution = std::fabs(up[i]) * down_norms[i];
-    total += contribution;
-    kept += predicted ? contribution : 0;
-    stats.predicted += predicted, stats.active += active, stats.hit += predicted && active;
+  for (int index = 0; index < kShares; ++index) {
+    const Share& share = shares_[index];
+    const int n = static_cast<int>(share.neurons.size());
+    const Work at = work(index, 0);
+    score_share(w, share, 1);
+    if (c_.gated) dot(w.gate, w.gate_bias, share.neurons.data(), n, in, at.gate, 0);
+    dot(w.up, w.up_bias, share.neurons.data(), n, in, at.up, 0);
+    activate_neurons(k_, c_, at.gate, at.up, n);
+    for (int i = 0; i < n; ++i) {
+      const bool predicted = at.score[i] >= threshold, active = at.up[i] != 0.0f;
+      const double contribution = std::fabs(at.up[i]) * down_norms[share.neurons[i]];
+      total += contribution;
+      kept += predicted ? contribution : 0;
+      stats.predicted += predicted, stats.active += active, stats.hit += predicted && active;
+    }
   }
   stats.weighted_recall = total > 0 ? kept / total : 1;
   return stats;
+}
+
+size_t Ffn::allocated_bytes() const {
+  size_t floats = list_.size();
+  for (const auto* buffer : {&x_, &hidden_, &gate_, &up_, &score_, &parts_}) floats += buffer->size();
+  return floats * sizeof(float) + quants_.size() + hidden_quants_.size();
 }
 
 std::vector<float> Ffn::down_norms(const LayerWeights& w, const Executor& on) const {

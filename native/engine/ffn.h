@@ -1,9 +1,16 @@
-// The sparse FFN: dense, exact and predictor mode of one layer.
+// The FFN of decoding: dense, exact and predictor mode of one layer.
+//
+// Neurons are dealt to a fixed number of shares. A share is computed from the predictor's scores to its part of the
+// output without waiting for another; threads take shares, and the parts are added in order, so that the sum does not
+// depend on the threads, nor on which neurons were left out because they are idle.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <span>
 #include <vector>
 
+#include "base/aligned.h"
 #include "engine/config.h"
 #include "engine/parallel.h"
 #include "engine/stats.h"
@@ -12,49 +19,77 @@
 
 namespace pi {
 
-// Reusable buffers of `rows` rows.
-struct FfnScratch {
-  std::vector<float> gate, up, scores, hidden;  // [rows, n_neurons], hidden [rows, max rank]
-  std::vector<int32_t> active;                  // [rows, n_neurons]
-  std::vector<uint8_t> quants, hidden_quants;   // x and `hidden`, quantised, where weights are blocks
-  void reserve(const ModelConfig& config, int rows, int max_rank);
-};
-
 // up = f(gate) * up, or f(up) without a gate, for n neurons; gate is overwritten.
 void activate_neurons(const kernels::Table& table, const ModelConfig& config, float* gate, float* up, int n);
 
+struct SparseRow {
+  const float* x;  // [dim]
+  float* out;      // [dim]
+  bool predict;    // otherwise exact
+  LayerStats stats;
+  BytesTouched bytes;
+};
+
+// Keeps its buffers between calls; one call at a time.
 class Ffn {
  public:
-  Ffn(const ModelConfig& config, const kernels::Table& table) : c_(config), k_(table) {}
+  Ffn(const ModelConfig& config, const kernels::Table& table);
 
-  // out[t] = FFN(x[t]) for `rows` rows, every neuron computed. On return scratch.up holds the activations
-  // [rows, n_neurons]. x and out are [rows, dim].
-  void dense(const LayerWeights& w, const float* x, int rows, FfnScratch& scratch, float* out, const Executor& on,
-             BytesTouched& bytes) const;
+  // out[t] = FFN(x[t]) for `rows` rows, every neuron computed; x and out are [rows, dim]. `activations`, unless null,
+  // receives what each neuron contributed with [rows, n_neurons].
+  void dense(const LayerWeights& w, const float* x, int rows, float* out, float* activations, const Executor& on);
 
-  // The same for one row, computing only the neurons that can matter: with a predictor those whose score reaches
-  // `threshold`, without one (exact mode) those whose gate lets something through. Equal to dense bit for bit where no
-  // active neuron was missed. `row` is the row of the scratch to work in.
-  LayerStats sparse(const LayerWeights& w, bool predict, float threshold, const float* x, int row, FfnScratch& scratch,
-                    float* out, const Executor& on, BytesTouched& bytes) const;
+  // The same, computing only the neurons that can matter: with a predictor those whose score reaches `threshold`,
+  // without one those whose gate lets something through. Equal to dense bit for bit where no active neuron was missed.
+  // Fills each row's output and counts.
+  void sparse(const LayerWeights& w, float threshold, std::span<SparseRow> rows, const Executor& on);
 
   // Share of sum |act| * ||down row|| that the neurons predicted for x hold, with counts. Computes the row densely.
-  LayerStats recall(const LayerWeights& w, float threshold, const std::vector<float>& down_norms, const float* x, int row,
-                    FfnScratch& scratch) const;
+  LayerStats recall(const LayerWeights& w, float threshold, const std::vector<float>& down_norms, const float* x);
 
   // ||row|| of down_t for every neuron.
   std::vector<float> down_norms(const LayerWeights& w, const Executor& on) const;
 
+  size_t allocated_bytes() const;
+
  private:
-  void dot(const MatrixView& w, VectorView bias, const int32_t* rows, int begin, int end, const kernels::Activations& x,
-           float* y) const;
-  kernels::Activations quantize(const LayerWeights& w, const float* x, int rows, uint8_t* out, const Executor& on) const;
-  void scores(const LayerWeights& w, const kernels::Activations& x, int row, FfnScratch& scratch, const Executor& on) const;
-  void down(const LayerWeights& w, const int32_t* rows, int n_rows, const float* a, int n_tokens, float* out,
-            const Executor& on) const;
+  static constexpr int kShares = 16;
+  // Rows that are computed together.
+  static constexpr int kRows = 32;
+
+  struct Share {
+    std::vector<int32_t> neurons;  // ascending
+    int first;                     // where their values stand in a row of the scratch
+  };
+  // What one share of one row works in; views of the scratch, each as long as the share has neurons.
+  struct Work {
+    float *gate, *up, *score;
+    int32_t* list;
+    float* part;  // [dim]
+  };
+
+  void dense_rows(const LayerWeights& w, const float* x, int rows, float* out, float* activations, const Executor& on);
+  void sparse_rows(const LayerWeights& w, float threshold, std::span<SparseRow> rows, const Executor& on);
+  void sparse_share(const LayerWeights& w, float threshold, const Share& share, int row, const SparseRow& in, Work work, LayerStats& stats,
+                    BytesTouched& bytes);
+  void score_hidden(const LayerWeights& w, int rows, const Executor& on);
+  void score_share(const LayerWeights& w, const Share& share, int rows);
+  kernels::Activations set_input(const LayerWeights& w, int rows, const Executor& on);
+  Work work(int share, int row);
+  void sum_parts(const LayerWeights& w, int row, float* out);
+  void reserve(const LayerWeights& w, int rows);
+  void dot(const MatrixView& w, VectorView bias, const int32_t* rows, int n, const kernels::Activations& x, float* y, size_t y_stride) const;
 
   const ModelConfig& c_;
   const kernels::Table& k_;
+  std::array<Share, kShares> shares_;
+  Buffer<float> x_, hidden_;                // [rows, dim], [rows, rank]
+  Buffer<uint8_t> quants_, hidden_quants_;  // the same, quantised, where weights are blocks
+  Buffer<float> gate_, up_, score_;         // [rows, n_neurons], share by share
+  Buffer<int32_t> list_;
+  Buffer<float> parts_;          // [rows, kShares, dim]
+  Buffer<LayerStats> stats_;    // [rows, kShares]
+  Buffer<BytesTouched> bytes_;  // likewise
 };
 
 }  // namespace pi

@@ -7,11 +7,6 @@ namespace {
 
 constexpr int kPanel = kernels::kGemmPanel;
 
-template <typename T>
-void grow(std::vector<T>& buffer, size_t size) {
-  if (buffer.size() < size) buffer.resize(size);
-}
-
 }  // namespace
 
 // The input in the forms that its products need.
@@ -64,7 +59,7 @@ void Prefill::project(std::span<const Projection> projections, const float* x, i
 }
 
 // Rows [first, first + to.w->rows) of `stride` packed ones become to.y, row-major, with the bias added.
-void Prefill::unpack(const Floats& packed, int rows, int first, int stride, const Projection& to, const Executor& on) const {
+void Prefill::unpack(const Buffer<float>& packed, int rows, int first, int stride, const Projection& to, const Executor& on) const {
   constexpr int kStrip = 64;  // rows of a tile that stay in L1 while they are turned
   const int tokens = k_.tile_tokens, n = to.w->rows;
   on.each(tiles(rows), [&](int tile) {

@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "base/aligned.h"
 #include "engine/config.h"
 #include "engine/parallel.h"
 #include "engine/weights.h"
@@ -27,19 +28,16 @@ class Prefill {
   size_t allocated_bytes() const;
 
  private:
-  using Bytes = std::vector<uint8_t>;
-  using Floats = std::vector<float>;
-
   int tiles(int rows) const { return (rows + k_.tile_tokens - 1) / k_.tile_tokens; }
   void pack(const float* x, int rows, int cols, bool ints, bool floats, const Executor& on);
   void multiply(const MatrixView& w, int begin, int end, int rows, float* y, size_t y_stride) const;
   void activate(const LayerWeights& w, int begin, int end, int tile, float* gate, float* up) const;
-  void unpack(const Floats& packed, int rows, int first, int stride, const Projection& to, const Executor& on) const;
+  void unpack(const Buffer<float>& packed, int rows, int first, int stride, const Projection& to, const Executor& on) const;
 
   const ModelConfig& c_;
   const kernels::Table& k_;
-  Bytes ints_, floats_;    // the input, packed: [tiles][cols][tile_tokens]
-  Floats gate_, up_, out_;  // [threads][tiles][panel][tile_tokens], [tiles][n_neurons][…], [tiles][rows of the output][…]
+  Buffer<uint8_t> ints_, floats_;    // the input, packed: [tiles][cols][tile_tokens]
+  Buffer<float> gate_, up_, out_;  // [threads][tiles][panel][tile_tokens], [tiles][n_neurons][…], [tiles][rows of the output][…]
 };
 
 }  // namespace pi

@@ -33,15 +33,24 @@ inline const float* kv_scales(const uint8_t* tile, int head_dim) {
   return reinterpret_cast<const float*>(tile + kKvBlockTokens * head_dim);
 }
 
+// Asks for row `i` of 32 elements of a tile that will be read after this one: tiles are too short for the hardware to
+// see the next one coming.
+template <KvType kType>
+inline void prefetch_row(const uint8_t* tile, int i) {
+  constexpr size_t kRow = kKvBlockTokens * Kv<kType>::kBytes;
+  for (size_t at = 0; at < kRow; at += 64) __builtin_prefetch(tile + i * kRow + at, 0, 3);
+}
+
 // scores[g][position] = q[g] · key[position] for G heads; positions past the end hold anything.
 template <KvType kType, int G>
-inline void score_tile(const float* q, int head_dim, const uint8_t* keys, float* scores) {
+inline void score_tile(const float* q, int head_dim, const uint8_t* keys, const uint8_t* next, float* scores) {
   using K = Kv<kType>;
   V acc[G][kTileVectors];
   for (auto& head : acc) {
     for (V& a : head) a = zero();
   }
   for (int d = 0; d < head_dim; ++d) {
+    prefetch_row<kType>(next, d);
     for (int v = 0; v < kTileVectors; ++v) {
       const V k = K::vector(keys, size_t(d) * kKvBlockTokens + v * kLanes);
       for (int g = 0; g < G; ++g) acc[g][v] = fma(k, set1(q[g * head_dim + d]), acc[g][v]);
@@ -56,7 +65,8 @@ inline void score_tile(const float* q, int head_dim, const uint8_t* keys, float*
 // Folds `n` positions into one query head's running softmax (Milakov & Gimelshein 2018; tiled as in FlashAttention):
 // `out` is the sum of exp(score - max_score) * value, `total` the sum of the weights.
 template <KvType kType>
-inline void fold_tile(float* p, const uint8_t* values, int head_dim, int n, float scale, float& max_score, float& total, float* out) {
+inline void fold_tile(float* p, const uint8_t* values, const uint8_t* next, int head_dim, int n, float scale, float& max_score, float& total,
+                      float* out) {
   using K = Kv<kType>;
   float high = max_score;
   for (int j = 0; j < n; ++j) {
@@ -72,6 +82,7 @@ inline void fold_tile(float* p, const uint8_t* values, int head_dim, int n, floa
   if (kType == KvType::kQ8) {
     for (int j = 0; j < n; ++j) p[j] *= kv_scales(values, head_dim)[j];
   }
+  for (int i = 0; i < head_dim; ++i) prefetch_row<kType>(next, i);
   int d = 0;
   for (; d + kLanes <= head_dim; d += kLanes) {
     V acc = mul(load(out + d), set1(keep));
@@ -96,10 +107,12 @@ inline void attend_heads(const Attention& o, int first) {
   for (int start = 0, tile = 0; start < o.n_positions; start += kKvBlockTokens, ++tile) {
     const int n = o.n_positions - start < kKvBlockTokens ? o.n_positions - start : kKvBlockTokens;
     const size_t offset = o.table[tile] * o.block_bytes;
+    const size_t next = start + n < o.n_positions ? o.table[tile + 1] * o.block_bytes : offset;
     float scores[G * kKvBlockTokens];
-    score_tile<kType, G>(q, o.head_dim, o.keys + offset, scores);
+    score_tile<kType, G>(q, o.head_dim, o.keys + offset, o.values + offset, scores);
     for (int g = 0; g < G; ++g) {
-      fold_tile<kType>(scores + g * kKvBlockTokens, o.values + offset, o.head_dim, n, o.scale, max_score[g], total[g], out + g * o.head_dim);
+      fold_tile<kType>(scores + g * kKvBlockTokens, o.values + offset, o.keys + next, o.head_dim, n, o.scale, max_score[g], total[g],
+                       out + g * o.head_dim);
     }
   }
   for (int g = 0; g < G; ++g) {

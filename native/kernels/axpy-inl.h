@@ -3,97 +3,77 @@
 namespace pi::kernels::PI_ISA {
 namespace {
 
-// y[c] += Σ_r a[r] · w[r][c] over R rows in order, for one token.
+// y[c] += a · w[c] of one block.
+template <typename Block>
+inline void axpy_block(const Block& block, float a, float* y) {
+  V q[kBlockVectors];
+  unpack(block, q);
+  const V s = set1(a * f16(block.d));
+  for (int k = 0; k < kBlockVectors; ++k) store(y + k * kLanes, fma(q[k], s, load(y + k * kLanes)));
+}
+
+// y[c] += Σ_r a[r] · w[r][c] over R rows in order, for one token, while the rows after them are fetched.
 template <typename W, int R>
-inline void axpy_one_token(const uint8_t* const* w, const uint8_t* const* next, const float* a, float* y, int begin, int end) {
-  const uint8_t *row[R], *ahead[R];  // locals: a store to y could otherwise change the caller's
-  for (int r = 0; r < R; ++r) row[r] = w[r], ahead[r] = next[r];
-  int c = begin;
+inline void axpy_tile(const uint8_t* const* w, Lines<R>* ahead, int cols, const float* a, float* y) {
+  const uint8_t* row[R];  // locals: a store to y could otherwise change the caller's
+  float factor[R];
+  for (int r = 0; r < R; ++r) row[r] = w[r], factor[r] = a[r];
   if constexpr (W::kBlocks) {
-    for (; c < end; c += kQuantBlock) {
-      prefetch_span<R>(ahead, c / kQuantBlock * sizeof(typename W::Block), 1);
-      V acc[kBlockVectors];
-      for (int k = 0; k < kBlockVectors; ++k) acc[k] = load(y + c + k * kLanes);
+    using Block = typename W::Block;
+    const FloatReader<Block> read;
+    int c = 0;
+    for (; c + kGroupCols <= cols; c += kGroupCols) {
+      if (ahead) ahead->fetch_until(R * (c + kGroupCols) / kQuantBlock * sizeof(Block));
+      V acc[kGroup * kBlockVectors];
+      for (int k = 0; k < kGroup * kBlockVectors; ++k) acc[k] = load(y + c + k * kLanes);
       for (int r = 0; r < R; ++r) {
-        const auto& block = W::block(row[r], c);
-        V q[kBlockVectors];
-        unpack(block, q);
-        const V s = set1(a[r] * f16(block.d));
-        for (int k = 0; k < kBlockVectors; ++k) acc[k] = fma(q[k], s, acc[k]);
+        V q[kGroup * kBlockVectors], s[kGroup];
+        read(&W::block(row[r], c), set1(factor[r]), q, s);
+        for (int k = 0; k < kGroup * kBlockVectors; ++k) acc[k] = fma(q[k], s[k / kBlockVectors], acc[k]);
       }
-      for (int k = 0; k < kBlockVectors; ++k) store(y + c + k * kLanes, acc[k]);
+      for (int k = 0; k < kGroup * kBlockVectors; ++k) store(y + c + k * kLanes, acc[k]);
+    }
+    for (; c < cols; c += kQuantBlock) {
+      for (int r = 0; r < R; ++r) axpy_block(W::block(row[r], c), factor[r], y + c);
     }
   } else {
-    V s[R];
-    for (int r = 0; r < R; ++r) s[r] = set1(a[r]);
-    for (; c + kLanes <= end; c += kLanes) {
-      prefetch<R>(ahead, c * W::kBytes);
+    int c = 0;
+    for (; c + kLanes <= cols; c += kLanes) {
+      if (ahead) ahead->fetch_until(R * (c + kLanes) * W::kBytes);
       V acc = load(y + c);
-      for (int r = 0; r < R; ++r) acc = fma(W::vector(row[r], c), s[r], acc);
+      for (int r = 0; r < R; ++r) acc = fma(W::vector(row[r], c), set1(factor[r]), acc);
       store(y + c, acc);
     }
-    if (c < end) {
-      V acc = tail(y + c, end - c);
-      for (int r = 0; r < R; ++r) acc = fma(tail<W>(row[r], c, end - c), s[r], acc);
-      store_tail(y + c, acc, end - c);
+    if (c < cols) {
+      V acc = tail(y + c, cols - c);
+      for (int r = 0; r < R; ++r) acc = fma(tail<W>(row[r], c, cols - c), set1(factor[r]), acc);
+      store_tail(y + c, acc, cols - c);
     }
   }
+  if (ahead) ahead->fetch_until(R * ahead->row_bytes);
 }
 
-// T tokens times two vectors of columns, over rows [0, n): the register tile of prefill.
-template <typename W, int T>
-inline void axpy_tile(const uint8_t* const* w, int n, const float* a, size_t a_stride, float* y, size_t y_stride) {
-  V acc[T][2];
-  for (int t = 0; t < T; ++t) {
-    acc[t][0] = load(y + t * y_stride);
-    acc[t][1] = load(y + t * y_stride + kLanes);
+// R rows from i on, for every token.
+template <typename W, int R>
+inline void axpy_row_group(const AxpyRows& o, int i) {
+  const uint8_t* w[R];
+  Lines<R> ahead{{}, o.w.row_bytes};
+  for (int r = 0; r < R; ++r) {
+    w[r] = row_address(o.w, o.rows, i + r);
+    ahead.row[r] = row_address(o.w, o.rows, i + R + r < o.end ? i + R + r : o.end - 1);
   }
-  for (int i = 0; i < n; ++i) {
-    const V w0 = W::vector(w[i], 0), w1 = W::vector(w[i], kLanes);
-    for (int t = 0; t < T; ++t) {
-      const V s = set1(a[t * a_stride + i]);
-      acc[t][0] = fma(w0, s, acc[t][0]);
-      acc[t][1] = fma(w1, s, acc[t][1]);
-    }
-  }
-  for (int t = 0; t < T; ++t) {
-    store(y + t * y_stride, acc[t][0]);
-    store(y + t * y_stride + kLanes, acc[t][1]);
+  for (int t = 0; t < o.n_tokens; ++t) {
+    axpy_tile<W, R>(w, t == 0 ? &ahead : nullptr, o.w.cols, o.a + t * o.a_stride + i, o.y + t * o.y_stride);
   }
 }
-
-// Rows a block of which (times the column range of one thread) stays in L2 while all tokens pass over it.
-constexpr int kRowBlock = 32;
 
 template <typename W>
 inline void axpy_rows_of(const AxpyRows& o) {
-  constexpr int kR = 8, kT = 4;
-  const uint8_t* w[kRowBlock + kR];  // and the first rows of the next block, to prefetch
-  for (int i0 = 0; i0 < o.n_rows; i0 += kRowBlock) {
-    const int n = o.n_rows - i0 < kRowBlock ? o.n_rows - i0 : kRowBlock;
-    for (int i = 0; i < n + kR; ++i) {
-      const int at = i0 + i < o.n_rows ? i0 + i : o.n_rows - 1;
-      w[i] = o.w.data + (o.rows ? o.rows[at] : at) * o.w.row_bytes;
-    }
-    int t = 0;
-    if constexpr (!W::kBlocks) {
-      const bool whole = (o.col_end - o.col_begin) % (2 * kLanes) == 0;
-      for (; whole && t + kT <= o.n_tokens; t += kT) {
-        for (int c = o.col_begin; c < o.col_end; c += 2 * kLanes) {
-          const uint8_t* at[kRowBlock];
-          for (int i = 0; i < n; ++i) at[i] = w[i] + row_bytes(o.w.type, c);
-          axpy_tile<W, kT>(at, n, o.a + t * o.a_stride + i0, o.a_stride, o.y + t * o.y_stride + c, o.y_stride);
-        }
-      }
-    }
-    for (; t < o.n_tokens; ++t) {
-      const float* a = o.a + t * o.a_stride + i0;
-      float* y = o.y + t * o.y_stride;
-      int i = 0;
-      for (; i + kR <= n; i += kR) axpy_one_token<W, kR>(w + i, w + i + kR, a + i, y, o.col_begin, o.col_end);
-      for (; i < n; ++i) axpy_one_token<W, 1>(w + i, w + i + 1, a + i, y, o.col_begin, o.col_end);
-    }
-  }
+  constexpr int kR = 8;
+  for (int i = o.begin; i < o.end && i < o.begin + kR; ++i) Lines<1>{{row_address(o.w, o.rows, i)}, 0}.fetch_until(o.w.row_bytes);
+  int i = o.begin;
+  for (; i + kR <= o.end; i += kR) axpy_row_group<W, kR>(o, i);
+  for (; i < o.end; ++i) axpy_row_group<W, 1>(o, i);
 }
 
 void axpy_rows(const AxpyRows& o) {

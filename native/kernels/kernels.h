@@ -44,18 +44,16 @@ struct DotRows {
   size_t y_stride;
 };
 
-// y[t * y_stride + c] += sum over i < n_rows in order of a[t * a_stride + i] * W[row(i)][c],  col_begin <= c < col_end.
-// For block types the column bounds are multiples of 32.
+// y[t * y_stride + c] += sum over begin <= i < end in order of a[t * a_stride + i] * W[row(i)][c], for all columns c.
 struct AxpyRows {
   Matrix w;
   const int32_t* rows;
-  int n_rows;
+  int begin, end;
   const float* a;
   size_t a_stride;
   int n_tokens;
   float* y;
   size_t y_stride;
-  int col_begin, col_end;
 };
 
 // Tokens [first, first + n) of a tile of the prefill, to be packed one token a lane: [cols, lanes] of f32, or, for block

@@ -98,14 +98,24 @@ template <typename Block>
 inline V scales(const Block* w) {
   return _mm256_set_m128(_mm_set1_ps(f16(w[1].d)), _mm_set1_ps(f16(w[0].d)));
 }
-inline Quants<BlockQ4_0> load_quants(const BlockQ4_0* w) {
-  const I bytes = _mm256_set_m128i(load_half(w[1].q), load_half(w[0].q)), nibble = _mm256_set1_epi8(15);
-  return {_mm256_and_si256(bytes, nibble), _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble), scales(w)};
-}
-inline Quants<BlockQ8_0> load_quants(const BlockQ8_0* w) {
-  return {_mm256_set_m128i(load_half(w[1].q), load_half(w[0].q)), _mm256_set_m128i(load_half(w[1].q + 16), load_half(w[0].q + 16)),
-          scales(w)};
-}
+
+// Reads the quants of a type.
+template <typename Block>
+struct Reader {
+  // Only the first of the two blocks is there; the other is zeros.
+  Quants<Block> operator()(const Block* w, int) const {
+    const Block padded[2] = {*w, {}};
+    return (*this)(padded);
+  }
+  Quants<BlockQ4_0> operator()(const BlockQ4_0* w) const {
+    const I bytes = _mm256_set_m128i(load_half(w[1].q), load_half(w[0].q)), nibble = _mm256_set1_epi8(15);
+    return {_mm256_and_si256(bytes, nibble), _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble), scales(w)};
+  }
+  Quants<BlockQ8_0> operator()(const BlockQ8_0* w) const {
+    return {_mm256_set_m128i(load_half(w[1].q), load_half(w[0].q)), _mm256_set_m128i(load_half(w[1].q + 16), load_half(w[0].q + 16)),
+            scales(w)};
+  }
+};
 
 // What a row of activations holds for two blocks; `offset` is -8 times the sum of a lane's bytes.
 struct Acts {
@@ -136,6 +146,17 @@ inline V add_dot(const Quants<BlockQ8_0>& w, const Acts& x, V acc) {
   const I high = _mm256_maddubs_epi16(_mm256_abs_epi8(w.high), _mm256_sign_epi8(x.high, w.high));
   return fma(_mm256_cvtepi32_ps(_mm256_add_epi32(add_pairs(low), add_pairs(high))), mul(w.scale, x.scale), acc);
 }
+
+// kGroup blocks as f32 without their scales, and the scales times `a`, each in all lanes.
+template <typename Block>
+struct FloatReader {
+  void operator()(const Block* w, V a, V* q, V* s) const {
+    for (int k = 0; k < kLanes / 4; ++k) {
+      unpack(w[k], q + k * (kQuantBlock / kLanes));
+      s[k] = mul(set1(f16(w[k].d)), a);
+    }
+  }
+};
 
 // ------------------------------------------------------------------------------------------------------------ prefill
 

@@ -11,6 +11,13 @@ constexpr const char* kName = "avx512";
 constexpr int kLanes = 16;
 using V = __m512;
 
+// Keeps a value in its register: reading it again from memory costs one of the two loads of a cycle.
+template <typename T>
+inline T pin(T x) {
+  asm("" : "+v"(x));
+  return x;
+}
+
 inline V zero() { return _mm512_setzero_ps(); }
 inline V set1(float x) { return _mm512_set1_ps(x); }
 inline V load(const float* p) { return _mm512_loadu_ps(p); }
@@ -59,18 +66,24 @@ inline void unpack(const BlockQ8_0& block, V out[2]) {
   for (int i = 0; i < 2; ++i) out[i] = from_i8(block.q + 16 * i);
 }
 // A table of the 16 values of a nibble; the permutation reads only the low four bits of its indices.
-inline void unpack(const BlockQ4_0& block, V out[2]) {
-  const V values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+inline V nibble_values() { return pin(_mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7)); }
+inline void unpack(const BlockQ4_0& block, V values, V out[2]) {
   const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(block.q)));
   out[0] = _mm512_permutexvar_ps(bytes, values);
   out[1] = _mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), values);
 }
+inline void unpack(const BlockQ4_0& block, V out[2]) { unpack(block, nibble_values(), out); }
 
 // ----------------------------------------------------------------------------------------------- 8-bit dot products
 
 using I = __m512i;
 
 inline I load_bytes(const void* p) { return _mm512_loadu_si512(p); }
+
+// The first n bytes, and zeros.
+inline I load_some_bytes(const uint8_t* p, int n) {
+  return _mm512_maskz_loadu_epi8(n >= 64 ? ~0ull : n <= 0 ? 0 : (1ull << n) - 1, p);
+}
 
 // Four blocks of a row: 16 quants of each in `low` (columns 0-15) and `high` (16-31), its scale in four lanes.
 // The products are of unsigned with signed bytes, so that the weights are offset, by 8 or by 128.
@@ -90,28 +103,91 @@ constexpr Words words(F&& f) {
   for (int i = 0; i < 32; ++i) out.at[i] = static_cast<short>(f(i));
   return out;
 }
-inline I pick(const Words& index, I a, I b) { return _mm512_permutex2var_epi16(a, load_bytes(index.at), b); }
-inline V scales(const Words& index, I a, I b) { return _mm512_cvtph_ps(_mm512_castsi512_si256(pick(index, a, b))); }
 
-inline Quants<BlockQ4_0> load_quants(const BlockQ4_0* w) {
-  // Nine words a block, the first its scale; the vectors begin at the words 0 and 4.
-  constexpr static Words bytes = words([](int i) { return 9 * (i / 8) + 1 + i % 8 + (i < 28 ? 0 : 28); });
-  constexpr static Words scale = words([](int i) { return i / 4 % 4 * 9; });
-  const uint8_t* at = reinterpret_cast<const uint8_t*>(w);
-  const I a = load_bytes(at), q = pick(bytes, a, load_bytes(at + 8)), nibble = _mm512_set1_epi8(15);
-  return {_mm512_and_si512(q, nibble), _mm512_and_si512(_mm512_srli_epi16(q, 4), nibble), scales(scale, a, a)};
-}
+// Reads the quants of a type, with the constants that takes; made once before a loop.
+template <typename Block>
+struct Reader;
 
-inline Quants<BlockQ8_0> load_quants(const BlockQ8_0* w) {
-  // 17 words a block, the first its scale; the vectors begin at the words 0 and 32, and at 8 and 36.
-  constexpr static Words low = words([](int i) { return 17 * (i / 8) + 1 + i % 8; });
-  constexpr static Words high = words([](int i) { return 17 * (i / 8) + 1 + i % 8 + (i < 16 ? 0 : 4); });
-  constexpr static Words scale = words([](int i) { return i / 4 % 4 * 17; });
-  const uint8_t* at = reinterpret_cast<const uint8_t*>(w);
-  const I a = load_bytes(at), b = load_bytes(at + 64), sign = _mm512_set1_epi8(-128);
-  return {_mm512_xor_si512(pick(low, a, b), sign), _mm512_xor_si512(pick(high, load_bytes(at + 16), load_bytes(at + 72)), sign),
-          scales(scale, a, b)};
-}
+// Nine words a block, the first its scale; the vectors begin at the words 0 and 4.
+template <>
+struct Reader<BlockQ4_0> {
+  constexpr static Words kQuants = words([](int i) { return 9 * (i / 8) + 1 + i % 8 + (i < 28 ? 0 : 28); });
+  constexpr static Words kScale = words([](int i) { return i / 4 % 4 * 9; });
+  I quants = pin(load_bytes(kQuants.at)), scale = pin(load_bytes(kScale.at)), nibble = pin(_mm512_set1_epi8(15));
+
+  Quants<BlockQ4_0> operator()(const BlockQ4_0* w) const {
+    const uint8_t* at = reinterpret_cast<const uint8_t*>(w);
+    return read(pin(load_bytes(at)), load_bytes(at + 8));
+  }
+  // Only n < 4 blocks are there; the others are zeros.
+  Quants<BlockQ4_0> operator()(const BlockQ4_0* w, int n) const {
+    const uint8_t* at = reinterpret_cast<const uint8_t*>(w);
+    const int bytes = n * static_cast<int>(sizeof *w);
+    return read(pin(load_some_bytes(at, bytes)), load_some_bytes(at + 8, bytes - 8));
+  }
+
+ private:
+  Quants<BlockQ4_0> read(I a, I b) const {
+    const I q = _mm512_permutex2var_epi16(a, quants, b);
+    return {_mm512_and_si512(q, nibble), _mm512_and_si512(_mm512_srli_epi16(q, 4), nibble),
+            _mm512_cvtph_ps(_mm512_castsi512_si256(_mm512_permutexvar_epi16(scale, a)))};
+  }
+};
+
+// 17 words a block, the first its scale; the vectors begin at the words 0 and 32, and at 8 and 36.
+template <>
+struct Reader<BlockQ8_0> {
+  constexpr static Words kLow = words([](int i) { return 17 * (i / 8) + 1 + i % 8; });
+  constexpr static Words kHigh = words([](int i) { return 17 * (i / 8) + 1 + i % 8 + (i < 16 ? 0 : 4); });
+  constexpr static Words kScale = words([](int i) { return i / 4 % 4 * 17; });
+  I low = pin(load_bytes(kLow.at)), high = pin(load_bytes(kHigh.at)), scale = pin(load_bytes(kScale.at));
+  I sign = pin(_mm512_set1_epi8(-128));
+
+  Quants<BlockQ8_0> operator()(const BlockQ8_0* w) const {
+    const uint8_t* at = reinterpret_cast<const uint8_t*>(w);
+    return read(pin(load_bytes(at)), pin(load_bytes(at + 64)), load_bytes(at + 16), load_bytes(at + 72));
+  }
+  // Only n < 4 blocks are there; the others are zeros.
+  Quants<BlockQ8_0> operator()(const BlockQ8_0* w, int n) const {
+    const uint8_t* at = reinterpret_cast<const uint8_t*>(w);
+    const auto load_at = [&](int offset) { return pin(load_some_bytes(at + offset, n * static_cast<int>(sizeof *w) - offset)); };
+    return read(load_at(0), load_at(64), load_at(16), load_at(72));
+  }
+
+ private:
+  Quants<BlockQ8_0> read(I a, I b, I c, I d) const {
+    return {_mm512_xor_si512(_mm512_permutex2var_epi16(a, low, b), sign),
+            _mm512_xor_si512(_mm512_permutex2var_epi16(c, high, d), sign),
+            _mm512_cvtph_ps(_mm512_castsi512_si256(_mm512_permutex2var_epi16(a, scale, b)))};
+  }
+};
+
+// Four blocks as f32 without their scales, and the scales times `a`, each in all lanes; made once before a loop.
+template <typename Block>
+struct FloatReader {
+  I scale = pin(load_bytes(Reader<Block>::kScale.at));
+  V values = nibble_values();
+
+  void operator()(const Block* w, V a, V q[8], V s[4]) const {
+    for (int k = 0; k < 4; ++k) unpack_with(w[k], q + 2 * k);
+    const V all = mul(scales(w), a);
+    s[0] = _mm512_shuffle_f32x4(all, all, 0x00);
+    s[1] = _mm512_shuffle_f32x4(all, all, 0x55);
+    s[2] = _mm512_shuffle_f32x4(all, all, 0xaa);
+    s[3] = _mm512_shuffle_f32x4(all, all, 0xff);
+  }
+
+ private:
+  void unpack_with(const BlockQ4_0& block, V* q) const { unpack(block, values, q); }
+  void unpack_with(const BlockQ8_0& block, V* q) const { unpack(block, q); }
+  V scales(const BlockQ4_0* w) const {
+    return _mm512_cvtph_ps(_mm512_castsi512_si256(_mm512_permutexvar_epi16(scale, load_bytes(w))));
+  }
+  V scales(const BlockQ8_0* w) const {
+    const uint8_t* at = reinterpret_cast<const uint8_t*>(w);
+    return _mm512_cvtph_ps(_mm512_castsi512_si256(_mm512_permutex2var_epi16(load_bytes(at), scale, load_bytes(at + 64))));
+  }
+};
 
 // What a row of activations holds for four blocks; `offset` is -8 times the sum of a lane's bytes.
 struct Acts {
@@ -120,7 +196,7 @@ struct Acts {
 };
 
 inline Acts load_acts(const uint8_t* p) {
-  return {load_bytes(p), load_bytes(p + 64), load_bytes(p + 128), load(reinterpret_cast<const float*>(p + 192))};
+  return {pin(load_bytes(p)), pin(load_bytes(p + 64)), pin(load_bytes(p + 128)), pin(load(reinterpret_cast<const float*>(p + 192)))};
 }
 
 inline void store_offsets(const int8_t* low, const int8_t* high, int32_t* out) {

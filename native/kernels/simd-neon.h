@@ -88,13 +88,19 @@ struct Acts {
   V scale;
 };
 
-inline Quants<BlockQ8_0> load_quants(const BlockQ8_0* w) { return {vld1q_s8(w->q), vld1q_s8(w->q + 16), f16(w->d)}; }
-inline Quants<BlockQ4_0> load_quants(const BlockQ4_0* w) {
-  const uint8x16_t bytes = vld1q_u8(w->q);
-  const int8x16_t eight = vdupq_n_s8(8);
-  return {vsubq_s8(vreinterpretq_s8_u8(vandq_u8(bytes, vdupq_n_u8(15))), eight),
-          vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(bytes, 4)), eight), f16(w->d)};
-}
+// Reads the quants of a type. A row has no part of a block.
+template <typename Block>
+struct Reader {
+  Quants<Block> operator()(const Block* w, int) const { return (*this)(w); }
+  Quants<BlockQ8_0> operator()(const BlockQ8_0* w) const { return {vld1q_s8(w->q), vld1q_s8(w->q + 16), f16(w->d)}; }
+  Quants<BlockQ4_0> operator()(const BlockQ4_0* w) const {
+    const uint8x16_t bytes = vld1q_u8(w->q);
+    const int8x16_t eight = vdupq_n_s8(8);
+    return {vsubq_s8(vreinterpretq_s8_u8(vandq_u8(bytes, vdupq_n_u8(15))), eight),
+            vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(bytes, 4)), eight), f16(w->d)};
+  }
+};
+
 inline Acts load_acts(const uint8_t* p) {
   const int8_t* q = reinterpret_cast<const int8_t*>(p);
   return {vld1q_s8(q), vld1q_s8(q + 16), load(reinterpret_cast<const float*>(p + 48))};
@@ -110,6 +116,17 @@ inline V add_dot(const Quants<Block>& w, const Acts& x, V acc) {
   const I s = add_products(w.high, x.high, add_products(w.low, x.low, vdupq_n_s32(0)));
   return fma(vcvtq_f32_s32(s), mul(set1(w.scale), x.scale), acc);
 }
+
+// kGroup blocks as f32 without their scales, and the scales times `a`, each in all lanes.
+template <typename Block>
+struct FloatReader {
+  void operator()(const Block* w, V a, V* q, V* s) const {
+    for (int k = 0; k < kLanes / 4; ++k) {
+      unpack(w[k], q + k * (kQuantBlock / kLanes));
+      s[k] = mul(set1(f16(w[k].d)), a);
+    }
+  }
+};
 
 // ------------------------------------------------------------------------------------------------------------ prefill
 

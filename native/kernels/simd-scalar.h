@@ -80,10 +80,12 @@ struct Acts {
   V scale;
 };
 
+// Reads the quants of a type. A row has no part of a block.
 template <typename Block>
-inline Quants<Block> load_quants(const Block* w) {
-  return {w};
-}
+struct Reader {
+  Quants<Block> operator()(const Block* w, int) const { return {w}; }
+  Quants<Block> operator()(const Block* w) const { return {w}; }
+};
 inline Acts load_acts(const uint8_t* p) {
   return {reinterpret_cast<const int8_t*>(p), load(reinterpret_cast<const float*>(p + 48))};
 }
@@ -97,6 +99,17 @@ inline V add_dot(const Quants<Block>& w, const Acts& x, V acc) {
   const float d = f16(w.block->d);
   return fma(map([&](int i) { return static_cast<float>(sums[i]); }), mul(set1(d), x.scale), acc);
 }
+
+// kGroup blocks as f32 without their scales, and the scales times `a`, each in all lanes.
+template <typename Block>
+struct FloatReader {
+  void operator()(const Block* w, V a, V* q, V* s) const {
+    for (int k = 0; k < kLanes / 4; ++k) {
+      unpack(w[k], q + k * (kQuantBlock / kLanes));
+      s[k] = mul(set1(f16(w[k].d)), a);
+    }
+  }
+};
 
 // ------------------------------------------------------------------------------------------------------------ prefill
 

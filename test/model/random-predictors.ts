@@ -1,5 +1,5 @@
 import { join } from "node:path";
-import { predictorsMetadata, type PredictorMetrics } from "../../formats/predictors.ts";
+import { predictorsMetadata } from "../../formats/predictors.ts";
 import { provenance } from "../../formats/provenance.ts";
 import { writeSafetensors } from "../../io/safetensors-file.ts";
 import { readModelFile } from "../../model/model-file.ts";
@@ -13,7 +13,8 @@ export async function writeRandomPredictors(dir: string, rank: number): Promise<
   const layers = Array.from({ length: config.nLayers }, (_, layer) => predictorSpecs(config, layer, rank));
   const tensors = layers.flat().map(({ name, shape }) => ({ name, shape, dtype: "f32" as const }));
   const rates = { recall: 0.5, weightedRecall: 0.5, precision: 0.5, trueSparsity: 0.5, predictedSparsity: 0.5 };
-  const metrics = Array(config.nLayers).fill({ rank, threshold: 0, ...rates, bytes: 1 }) as PredictorMetrics[];
+  const metric = { rank, threshold: 0, ...rates, bytes: 1 };
+  const metrics = layers.map(() => metric);
   const origin = provenance("train-predictor", {}, { model: weights });
   const path = join(dir, "predictors.safetensors");
   await writeSafetensors(path, tensors, {

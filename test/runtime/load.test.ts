@@ -1,6 +1,7 @@
-import { rm, writeFile } from "node:fs/promises";
+import { open, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
+import { readModelFile } from "../../model/model-file.ts";
 import { type LoadOptions, loadSession } from "../../runtime/load.ts";
 import { tinyModel } from "./tiny-model.ts";
 
@@ -58,4 +59,16 @@ test("refuses a mode the model cannot run in, and configs that make no sense", a
     [2, 5],
   ]);
   await session.close();
+});
+
+test("a damaged weight is told before anything else, and never computed with", async () => {
+  const { offset } = (await readModelFile(model.dir)).tensors.get("layers.1.ffn.up.weight")!;
+  const file = await open(join(model.dir, "model.safetensors"), "r+");
+  await file.write(Uint8Array.of(1, 2, 3, 4), 0, 4, offset);
+  await file.close();
+  const damage = { code: "E_CHECKSUM", message: expect.stringContaining("layers.1.ffn.up.weight") as string };
+  await expect(load()).rejects.toMatchObject(damage);
+  await writeFile(join(model.dir, "tokenizer.json"), "{");
+  await expect(load()).rejects.toMatchObject(damage);
+  await expect(load({ verify: false })).rejects.toMatchObject({ code: "E_TOKENIZER" });
 });

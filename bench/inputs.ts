@@ -35,3 +35,13 @@ export function measureInputs(reference: Reference, windows: readonly Int32Array
   }
   return sums;
 }
+
+export function concat(parts: readonly Float32Array[]): Float32Array {
+  const out = new Float32Array(parts.reduce((sum, { length }) => sum + length, 0));
+  let at = 0;
+  for (const part of parts) {
+    out.set(part, at);
+    at += part.length;
+  }
+  return out;
+}

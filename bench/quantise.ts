@@ -12,11 +12,12 @@ import { basename, join } from "node:path";
 import { convert } from "../convert/convert.ts";
 import type { Scales, WeightDType } from "../formats/dtypes.ts";
 import { silentContext } from "../io/progress.ts";
-import { forcedLogits, kvTokensFor } from "../model/forced-logits.ts";
+import { forcedLogits, kvTokensFor, type LogitChunk } from "../model/forced-logits.ts";
 import { MODEL_FILE, readModelFile } from "../model/model-file.ts";
 import { openModelFile, type OpenModel } from "../model/open.ts";
 import { native } from "../native/index.ts";
 import { measureInputs, readWindows } from "./inputs.ts";
+import { QualitySum, type Quality } from "./quality.ts";
 import { Reference } from "./reference.ts";
 
 const TOKENS = 16384;
@@ -71,37 +72,19 @@ async function converted(source: string, dtype: WeightDType, scales?: Scales): P
   return output;
 }
 
-interface Quality {
-  "perplexity ratio": number;
-  "mean KL": number;
-  "top-1": number;
-}
-
 /** Teacher forced, every row as a decoded token. */
 async function compare(f16: string, dir: string, windows: readonly Int32Array[]): Promise<Quality> {
   const [reference, test] = [await opened(f16, windows), await opened(dir, windows)];
-  const sums = { tokens: 0, nll: 0, kl: 0, same: 0 };
+  const sum = new QualitySum();
   for (const tokens of windows) {
     const rows = forcedLogits(test, tokens, "dense");
-    for await (const { start, logits } of forcedLogits(reference, tokens, "dense")) {
-      const { vocabSize } = reference.config;
-      const targets = tokens.subarray(start + 1, start + 1 + logits.length / vocabSize);
-      const [a, b] = [logits, (await rows.next()).value!.logits].map((l) => l.subarray(0, targets.length * vocabSize));
-      const result = await native().compareLogits(a!, b!, targets, vocabSize);
-      sums.tokens += targets.length;
-      for (let i = 0; i < targets.length; i++) {
-        sums.nll += result.nllTest[i]! - result.nllReference[i]!;
-        sums.kl += result.kl[i]!;
-        sums.same += result.sameTop[i]!;
-      }
+    for await (const { start, rows: n, logits } of forcedLogits(reference, tokens, "dense")) {
+      const other = (await rows.next()).value as LogitChunk;
+      await sum.add(logits, other.logits, tokens.subarray(start + 1, start + 1 + n), reference.config.vocabSize);
     }
   }
   for (const model of [reference, test]) model.close();
-  return {
-    "perplexity ratio": Number(Math.exp(sums.nll / sums.tokens).toFixed(4)),
-    "mean KL": Number((sums.kl / sums.tokens).toPrecision(3)),
-    "top-1": Number((sums.same / sums.tokens).toFixed(4)),
-  };
+  return sum.result();
 }
 
 async function opened(dir: string, windows: readonly Int32Array[]): Promise<OpenModel> {

@@ -105,6 +105,15 @@ void Engine::Rows::set(const Batch& batch) {
     blocks[i] = batch.block_tables + size_t(batch.sequences[t]) * batch.blocks_per_sequence;
     modes[i] = FfnMode(batch.modes[t]);
   }
+  constexpr int kRun = 8;  // rows that share what they read of the KV cache
+  runs.clear();
+  for (int i = 0; i < n; ++i) {
+    if (i > 0 && blocks[i] == blocks[i - 1] && runs.back().second < kRun) {
+      ++runs.back().second;
+    } else {
+      runs.push_back({i, 1});
+    }
+  }
   const auto places = [&](const int32_t* of, int count) {
     std::vector<int32_t> out(count);
     for (int i = 0; i < count; ++i) out[i] = place[of[i]];
@@ -195,20 +204,27 @@ void Engine::cache_position(int layer, int row, int head) {
   kv_.store(k_, layer, rows_.blocks[row][position / KvCache::kBlockTokens], position % KvCache::kBlockTokens, head, &key_[at], &value_[at]);
 }
 
-// Attention of the query heads that share one KV head.
-void Engine::attend_head(int layer, int row, int head) {
-  const int group = c_.n_heads / c_.n_kv_heads, position = rows_.positions[row];
-  const size_t at = (size_t(row) * c_.n_heads + size_t(head) * group) * c_.head_dim, angle = size_t(position) * (c_.head_dim / 2);
-  if (c_.rope) k_.rope(&q_[at], group, c_.head_dim, &cosine_[angle], &sine_[angle]);
+// Attention of the query heads that share one KV head, in a run of rows.
+void Engine::attend_head(int layer, int first, int rows, int head) {
+  const int group = c_.n_heads / c_.n_kv_heads;
+  std::vector<kernels::Query> queries;
+  queries.reserve(size_t(rows) * group);
+  for (int t = first; t < first + rows; ++t) {
+    const int position = rows_.positions[t];
+    const size_t at = (size_t(t) * c_.n_heads + size_t(head) * group) * c_.head_dim, angle = size_t(position) * (c_.head_dim / 2);
+    if (c_.rope) k_.rope(&q_[at], group, c_.head_dim, &cosine_[angle], &sine_[angle]);
+    for (int g = 0; g < group; ++g) {
+      const size_t own = at + size_t(g) * c_.head_dim;
+      queries.push_back({&q_[own], &attended_[own], position + 1});
+    }
+  }
   kernels::Attention a{};
   kv_.describe(a, layer, head);
-  a.q = &q_[at];
-  a.group = group;
+  a.queries = queries.data();
+  a.n_queries = static_cast<int>(queries.size());
   a.head_dim = c_.head_dim;
-  a.table = rows_.blocks[row];
-  a.n_positions = position + 1;
+  a.table = rows_.blocks[first];
   a.scale = 1.0f / std::sqrt(static_cast<float>(c_.head_dim));
-  a.out = &attended_[at];
   k_.attention(a);
 }
 
@@ -218,11 +234,16 @@ void Engine::attend(int layer) {
   if (rows == 1) {
     pool_->parallel_for(heads, [&](int head) {
       cache_position(layer, 0, head);
-      attend_head(layer, 0, head);
+      attend_head(layer, 0, 1, head);
     });
   } else {
-    pool_->parallel_for(rows * heads, [&](int task) { cache_position(layer, task / heads, task % heads); });
-    pool_->parallel_for(rows * heads, [&](int task) { attend_head(layer, task / heads, task % heads); });
+    pool_->parallel_for(rows, [&](int row) {
+      for (int head = 0; head < heads; ++head) cache_position(layer, row, head);
+    });
+    pool_->parallel_for(static_cast<int>(rows_.runs.size()) * heads, [&](int task) {
+      const auto [first, count] = rows_.runs[task / heads];
+      attend_head(layer, first, count, task % heads);
+    });
   }
   for (int t = 0; t < rows; ++t) stats_.bytes.kv += (rows_.positions[t] + 1) * kv_.position_bytes();
 }

@@ -82,6 +82,7 @@ class Engine {
     std::vector<int32_t> tokens, positions, outputs, samples;
     std::vector<const int32_t*> blocks;  // block table of each row's sequence
     std::vector<FfnMode> modes;
+    std::vector<std::pair<int, int>> runs;  // first row and number of a few neighbours of one sequence
     void set(const Batch& batch);
   };
 
@@ -91,7 +92,7 @@ class Engine {
   void project_decode(std::initializer_list<Projection> projections, const float* x, int rows);
   void attend(int layer);
   void cache_position(int layer, int row, int head);
-  void attend_head(int layer, int row, int head);
+  void attend_head(int layer, int first, int rows, int head);
   void ffn(int layer, StepOutput& out);
   void ffn_dense_rows(int layer, StepOutput& out);
   void ffn_sparse_rows(int layer);

@@ -7,6 +7,8 @@ namespace {
 
 constexpr int kPanel = kernels::kGemmPanel;
 
+constexpr int whole_blocks(int n) { return (n + kQuantBlock - 1) / kQuantBlock * kQuantBlock; }
+
 }  // namespace
 
 // The input in the forms that its products need.
@@ -25,7 +27,7 @@ void Prefill::pack(const float* x, int rows, int cols, bool ints, bool floats, c
 // Rows [begin, end) of w, a panel at most, times the packed input.
 void Prefill::multiply(const MatrixView& w, int begin, int end, int rows, float* y, size_t y_stride) const {
   const uint8_t* x = w.blocks() ? ints_.data() : floats_.data();
-  k_.gemm({w, false, w.rows, begin, end, x, kernels::packed_bytes(w.cols, k_.tile_tokens), rows, y, y_stride});
+  k_.gemm({w, false, w.rows, begin, end, x, kernels::packed_bytes(w.cols, k_.tile_tokens), rows, nullptr, y, y_stride});
 }
 
 void Prefill::project(std::span<const Projection> projections, const float* x, int rows, const Executor& on) {
@@ -88,30 +90,53 @@ void Prefill::activate(const LayerWeights& w, int begin, int end, int tile, floa
   activate_neurons(k_, c_, gate, up, (end - begin) * tokens);
 }
 
+// Activations of neurons [begin, end), a panel at most, packed behind those of the neurons before them.
+void Prefill::neurons(const LayerWeights& w, int rows, int begin, int end, float* gate, float* up, uint8_t* active) const {
+  const size_t tokens = k_.tile_tokens, panel = kPanel * tokens;
+  if (c_.gated) multiply(w.gate, begin, end, rows, gate, panel);
+  multiply(w.up, begin, end, rows, up, panel);
+  for (int tile = 0; tile < tiles(rows); ++tile) {
+    float* values = up + tile * panel;
+    activate(w, begin, end, tile, gate + tile * panel, values);
+    uint8_t* out = active + tile * kernels::packed_bytes(whole_blocks(c_.n_neurons), k_.tile_tokens);
+    if (!w.down_t.blocks()) {
+      std::copy_n(values, (end - begin) * tokens, reinterpret_cast<float*>(out) + begin * tokens);
+      continue;
+    }
+    for (int i = begin; i < end; i += kQuantBlock) {
+      k_.pack_rows({values + (i - begin) * tokens, std::min(kQuantBlock, end - i), out + i / kQuantBlock * k_.tile_block_bytes});
+    }
+  }
+}
+
+// down is stored by neuron, but summed over neurons: its columns are quantised anew, once for all rows of the step.
+void Prefill::pack_down(const MatrixView& w, const Executor& on) {
+  const int panels = (w.cols + kPanel - 1) / kPanel * ((w.rows + kernels::kPanelRows - 1) / kernels::kPanelRows);
+  grow(down_, panels * k_.panel_bytes);
+  on.each((w.rows + kQuantBlock - 1) / kQuantBlock, [&](int block) {
+    const int begin = block * kQuantBlock;
+    k_.pack_columns({w, begin, std::min(begin + kQuantBlock, w.rows), w.rows, down_.data()});
+  });
+}
+
 void Prefill::ffn(const LayerWeights& w, const float* x, int rows, float* out, const Executor& on) {
   const bool ints = w.up.blocks() || w.gate.blocks(), floats = !w.up.blocks() || (c_.gated && !w.gate.blocks());
   pack(x, rows, c_.dim, ints, floats, on);
-  const int n = c_.n_neurons, count = tiles(rows);
-  const size_t tokens = k_.tile_tokens, scratch = size_t(count) * kPanel * tokens;
-  grow(gate_, c_.gated ? on.threads() * scratch : 0);
-  grow(up_, count * n * tokens);
+  const int n = c_.n_neurons;
+  const size_t tokens = k_.tile_tokens, scratch = tiles(rows) * kPanel * tokens;
+  const size_t active_bytes = kernels::packed_bytes(whole_blocks(n), k_.tile_tokens);
+  grow(scratch_, 2 * on.threads() * scratch);
+  grow(active_, tiles(rows) * active_bytes);
   on.each_on_thread((n + kPanel - 1) / kPanel, [&](int panel, int thread) {
-    const int begin = panel * kPanel, end = std::min(begin + kPanel, n);
-    float* gate = gate_.data() + thread * scratch;
-    float* up = up_.data() + begin * tokens;
-    if (c_.gated) multiply(w.gate, begin, end, rows, gate, kPanel * tokens);
-    multiply(w.up, begin, end, rows, up, n * tokens);
-    for (int tile = 0; tile < count; ++tile) {
-      activate(w, begin, end, tile, gate + tile * kPanel * tokens, up + tile * n * tokens);
-    }
+    float* gate = scratch_.data() + 2 * thread * scratch;
+    neurons(w, rows, panel * kPanel, std::min((panel + 1) * kPanel, n), gate, gate + scratch, active_.data());
   });
 
-  // down: the activations are packed already.
-  grow(out_, count * c_.dim * tokens);
+  if (w.down_t.blocks()) pack_down(w.down_t, on);
+  grow(out_, tiles(rows) * c_.dim * tokens);
   on.each((c_.dim + kPanel - 1) / kPanel, [&](int panel) {
     const int begin = panel * kPanel, end = std::min(begin + kPanel, c_.dim);
-    k_.gemm({w.down_t, true, n, begin, end, reinterpret_cast<const uint8_t*>(up_.data()), n * tokens * sizeof(float), rows,
-             out_.data() + begin * tokens, c_.dim * tokens});
+    k_.gemm({w.down_t, true, n, begin, end, active_.data(), active_bytes, rows, down_.data(), out_.data() + begin * tokens, c_.dim * tokens});
   });
   MatrixView shape = w.down_t;
   shape.rows = c_.dim;
@@ -119,7 +144,7 @@ void Prefill::ffn(const LayerWeights& w, const float* x, int rows, float* out, c
 }
 
 size_t Prefill::allocated_bytes() const {
-  return ints_.size() + floats_.size() + (gate_.size() + up_.size() + out_.size()) * sizeof(float);
+  return ints_.size() + floats_.size() + active_.size() + down_.size() + (scratch_.size() + out_.size()) * sizeof(float);
 }
 
 }  // namespace pi

@@ -32,12 +32,17 @@ class Prefill {
   void pack(const float* x, int rows, int cols, bool ints, bool floats, const Executor& on);
   void multiply(const MatrixView& w, int begin, int end, int rows, float* y, size_t y_stride) const;
   void activate(const LayerWeights& w, int begin, int end, int tile, float* gate, float* up) const;
+  void neurons(const LayerWeights& w, int rows, int begin, int end, float* gate, float* up, uint8_t* active) const;
+  void pack_down(const MatrixView& w, const Executor& on);
   void unpack(const Buffer<float>& packed, int rows, int first, int stride, const Projection& to, const Executor& on) const;
 
   const ModelConfig& c_;
   const kernels::Table& k_;
-  Buffer<uint8_t> ints_, floats_;    // the input, packed: [tiles][cols][tile_tokens]
-  Buffer<float> gate_, up_, out_;  // [threads][tiles][panel][tile_tokens], [tiles][n_neurons][…], [tiles][rows of the output][…]
+  Buffer<uint8_t> ints_, floats_;  // the input, packed: [tiles][cols][tile_tokens]
+  Buffer<float> scratch_;          // of gate and up: [threads][2][tiles][panel][tile_tokens]
+  Buffer<uint8_t> active_;         // activations, packed: [tiles][n_neurons][tile_tokens]
+  Buffer<uint8_t> down_;           // panels of down, where its type is a block type
+  Buffer<float> out_;              // [tiles][rows of the output][tile_tokens]
 };
 
 }  // namespace pi

@@ -41,9 +41,17 @@ inline void prefetch_row(const uint8_t* tile, int i) {
   for (size_t at = 0; at < kRow; at += 64) __builtin_prefetch(tile + i * kRow + at, 0, 3);
 }
 
-// scores[g][position] = q[g] · key[position] for G heads; positions past the end hold anything.
+// G queries against the same tiles. Softmax weights of a tile: [query][position].
+template <int G>
+struct Heads {
+  const Query* queries;
+  float p[G][kKvBlockTokens];
+  float high[G], total[G], keep[G];
+};
+
+// p[g][position] = q[g] · key[position]; positions past a query's end hold anything.
 template <KvType kType, int G>
-inline void score_tile(const float* q, int head_dim, const uint8_t* keys, const uint8_t* next, float* scores) {
+inline void score_tile(Heads<G>& h, int head_dim, const uint8_t* keys, const uint8_t* next, float scale) {
   using K = Kv<kType>;
   V acc[G][kTileVectors];
   for (auto& head : acc) {
@@ -51,80 +59,97 @@ inline void score_tile(const float* q, int head_dim, const uint8_t* keys, const 
   }
   for (int d = 0; d < head_dim; ++d) {
     prefetch_row<kType>(next, d);
+    V q[G];
+    for (int g = 0; g < G; ++g) q[g] = set1(h.queries[g].q[d]);
     for (int v = 0; v < kTileVectors; ++v) {
       const V k = K::vector(keys, size_t(d) * kKvBlockTokens + v * kLanes);
-      for (int g = 0; g < G; ++g) acc[g][v] = fma(k, set1(q[g * head_dim + d]), acc[g][v]);
+      for (int g = 0; g < G; ++g) acc[g][v] = fma(k, q[g], acc[g][v]);
     }
   }
   for (int v = 0; v < kTileVectors; ++v) {
-    const V scale = kType == KvType::kQ8 ? load(kv_scales(keys, head_dim) + v * kLanes) : set1(1.0f);
-    for (int g = 0; g < G; ++g) store(scores + g * kKvBlockTokens + v * kLanes, mul(acc[g][v], scale));
+    V factor = set1(scale);
+    if (kType == KvType::kQ8) factor = mul(factor, load(kv_scales(keys, head_dim) + v * kLanes));
+    for (int g = 0; g < G; ++g) store(h.p[g] + v * kLanes, mul(acc[g][v], factor));
   }
 }
 
-// Folds `n` positions into one query head's running softmax (Milakov & Gimelshein 2018; tiled as in FlashAttention):
-// `out` is the sum of exp(score - max_score) * value, `total` the sum of the weights.
-template <KvType kType>
-inline void fold_tile(float* p, const uint8_t* values, const uint8_t* next, int head_dim, int n, float scale, float& max_score, float& total,
-                      float* out) {
-  using K = Kv<kType>;
-  float high = max_score;
-  for (int j = 0; j < n; ++j) {
-    p[j] *= scale;
-    high = p[j] > high ? p[j] : high;
-  }
-  map_vectors(p, n, [&](V a) { return exp(sub(a, set1(high))); });
+// Turns the scores of n positions into weights e^(score - highest so far), and what was summed before into its share
+// (Milakov & Gimelshein 2018; tiled as in FlashAttention).
+template <int G>
+inline void soften(Heads<G>& h, int g, int n) {
+  float* p = h.p[g];
+  if (n < 0) n = 0;  // a query that ends before this tile
+  for (int j = n; j < kKvBlockTokens; ++j) p[j] = -3.4e38f;
+  V high = load(p);
+  for (int v = 1; v < kTileVectors; ++v) high = max(high, load(p + v * kLanes));
+  const float highest_now = highest(high), before = h.high[g];
+  h.high[g] = highest_now > before ? highest_now : before;
   // The first tile starts from nothing; exp(-inf) must not be asked of the polynomial.
-  const float keep = total > 0 ? std::exp(max_score - high) : 0.0f;
-  max_score = high;
-  total *= keep;
-  for (int j = 0; j < n; ++j) total += p[j];
+  h.keep[g] = h.total[g] > 0 ? std::exp(before - h.high[g]) : 0.0f;
+  V sums = zero();
+  for (int v = 0; v < kTileVectors; ++v) store(p + v * kLanes, exp(sub(load(p + v * kLanes), set1(h.high[g]))));
+  for (int j = n; j < kKvBlockTokens; ++j) p[j] = 0;
+  for (int v = 0; v < kTileVectors; ++v) sums = add(sums, load(p + v * kLanes));
+  h.total[g] = h.total[g] * h.keep[g] + sum(sums);
+}
+
+// out[g] = keep[g] * out[g] + Σ p[g][position] value[position], over n positions.
+template <KvType kType, int G>
+inline void fold_values(Heads<G>& h, const uint8_t* values, const uint8_t* next, int head_dim, int n) {
+  using K = Kv<kType>;
   if (kType == KvType::kQ8) {
-    for (int j = 0; j < n; ++j) p[j] *= kv_scales(values, head_dim)[j];
+    for (int g = 0; g < G; ++g) {
+      for (int j = 0; j < n; ++j) h.p[g][j] *= kv_scales(values, head_dim)[j];
+    }
   }
   for (int i = 0; i < head_dim; ++i) prefetch_row<kType>(next, i);
   int d = 0;
   for (; d + kLanes <= head_dim; d += kLanes) {
-    V acc = mul(load(out + d), set1(keep));
-    for (int j = 0; j < n; ++j) acc = fma(K::vector(values, size_t(j) * head_dim + d), set1(p[j]), acc);
-    store(out + d, acc);
+    V acc[G];
+    for (int g = 0; g < G; ++g) acc[g] = mul(load(h.queries[g].out + d), set1(h.keep[g]));
+    for (int j = 0; j < n; ++j) {
+      const V value = K::vector(values, size_t(j) * head_dim + d);
+      for (int g = 0; g < G; ++g) acc[g] = fma(value, set1(h.p[g][j]), acc[g]);
+    }
+    for (int g = 0; g < G; ++g) store(h.queries[g].out + d, acc[g]);
   }
   for (; d < head_dim; ++d) {
-    float acc = out[d] * keep;
-    for (int j = 0; j < n; ++j) acc += K::element(values, size_t(j) * head_dim + d) * p[j];
-    out[d] = acc;
+    for (int g = 0; g < G; ++g) {
+      float acc = h.queries[g].out[d] * h.keep[g];
+      for (int j = 0; j < n; ++j) acc += K::element(values, size_t(j) * head_dim + d) * h.p[g][j];
+      h.queries[g].out[d] = acc;
+    }
   }
 }
 
-// G query heads read each key once.
 template <KvType kType, int G>
-inline void attend_heads(const Attention& o, int first) {
-  const float* q = o.q + first * o.head_dim;
-  float* out = o.out + first * o.head_dim;
-  float max_score[G], total[G];
-  for (int g = 0; g < G; ++g) max_score[g] = -3.4e38f, total[g] = 0;
-  for (int i = 0; i < G * o.head_dim; ++i) out[i] = 0;
-  for (int start = 0, tile = 0; start < o.n_positions; start += kKvBlockTokens, ++tile) {
-    const int n = o.n_positions - start < kKvBlockTokens ? o.n_positions - start : kKvBlockTokens;
+inline void attend(const Attention& o, const Query* queries) {
+  Heads<G> h;
+  h.queries = queries;
+  int longest = 0;
+  for (int g = 0; g < G; ++g) {
+    h.high[g] = -3.4e38f, h.total[g] = 0;
+    longest = queries[g].n_positions > longest ? queries[g].n_positions : longest;
+    for (int d = 0; d < o.head_dim; ++d) queries[g].out[d] = 0;
+  }
+  for (int start = 0, tile = 0; start < longest; start += kKvBlockTokens, ++tile) {
+    const int n = longest - start < kKvBlockTokens ? longest - start : kKvBlockTokens;
     const size_t offset = o.table[tile] * o.block_bytes;
-    const size_t next = start + n < o.n_positions ? o.table[tile + 1] * o.block_bytes : offset;
-    float scores[G * kKvBlockTokens];
-    score_tile<kType, G>(q, o.head_dim, o.keys + offset, o.values + offset, scores);
-    for (int g = 0; g < G; ++g) {
-      fold_tile<kType>(scores + g * kKvBlockTokens, o.values + offset, o.keys + next, o.head_dim, n, o.scale, max_score[g], total[g],
-                       out + g * o.head_dim);
-    }
+    const size_t next = start + n < longest ? o.table[tile + 1] * o.block_bytes : offset;
+    score_tile<kType, G>(h, o.head_dim, o.keys + offset, o.values + offset, o.scale);
+    for (int g = 0; g < G; ++g) soften(h, g, queries[g].n_positions - start < n ? queries[g].n_positions - start : n);
+    fold_values<kType, G>(h, o.values + offset, o.keys + next, o.head_dim, n);
   }
   for (int g = 0; g < G; ++g) {
-    for (int d = 0; d < o.head_dim; ++d) out[g * o.head_dim + d] /= total[g];
+    for (int d = 0; d < o.head_dim; ++d) queries[g].out[d] /= h.total[g];
   }
 }
 
 template <KvType kType>
 inline void attention_of(const Attention& o) {
-  int g = 0;
-  for (; g + 4 <= o.group; g += 4) attend_heads<kType, 4>(o, g);
-  for (; g < o.group; ++g) attend_heads<kType, 1>(o, g);
+  int i = 0;
+  for (; i + 4 <= o.n_queries; i += 4) attend<kType, 4>(o, o.queries + i);
+  for (; i < o.n_queries; ++i) attend<kType, 1>(o, o.queries + i);
 }
 
 void attention(const Attention& o) {

@@ -8,7 +8,7 @@ constexpr int kTileTokens = 2 * kLanes;
 constexpr int kPanel = kGemmPanel;
 // Columns of a panel: 64 rows of f32 are 128 KiB, of 8 bits as much, so that a panel and a tile's share of the
 // activations stay in L2.
-constexpr int kPanelCols = 512, kIntPanelCols = 1024;
+constexpr int kPanelCols = 512, kIntPanelCols = kPanelRows;
 constexpr size_t kIntBlockBytes = kQuantBlock * kTileTokens * sizeof(GemmX) + kTileTokens * sizeof(float);
 
 // ---------------------------------------------------------------------------------------------------------- packing
@@ -42,6 +42,25 @@ void pack_tokens(const PackTokens& o) {
     pack_ints(o);
   } else {
     pack_floats(o);
+  }
+}
+
+void pack_rows(const PackRows& o) {
+  int8_t q[kQuantBlock][kTileTokens] = {};
+  float* scale = reinterpret_cast<float*>(o.out + kQuantBlock * kTileTokens * sizeof(GemmX));
+  for (int v = 0; v < kTileTokens; v += kLanes) {
+    V high = zero();
+    for (int i = 0; i < o.n; ++i) high = max(high, abs(load(o.x + i * kTileTokens + v)));
+    // A column of zeros: zeros times a large number.
+    const V inverse = div(set1(127.0f), max(high, set1(1e-30f)));
+    for (int i = 0; i < o.n; ++i) store_i8(q[i] + v, mul(load(o.x + i * kTileTokens + v), inverse));
+    store(scale + v, mul(max(high, set1(1e-30f)), set1(1 / 127.0f)));
+  }
+  GemmX* ints = reinterpret_cast<GemmX*>(o.out);
+  for (int i = 0; i < kQuantBlock; i += kGemmStep) {
+    for (int t = 0; t < kTileTokens; ++t) {
+      for (int k = 0; k < kGemmStep; ++k) *ints++ = static_cast<GemmX>(q[i + k][t] + kGemmOffset);
+    }
   }
 }
 
@@ -142,41 +161,90 @@ inline void unpack_floats(const uint8_t* row, int begin, int n, float* out) {
   }
 }
 
-inline void unpack_ints(const BlockQ8_0& block, int8_t* q) { __builtin_memcpy(q, block.q, sizeof block.q); }
-inline void unpack_ints(const BlockQ4_0& block, int8_t* q) {
-  for (int i = 0; i < 16; ++i) {
-    q[i] = static_cast<int8_t>((block.q[i] & 15) - 8);
-    q[i + 16] = static_cast<int8_t>((block.q[i] >> 4) - 8);
-  }
-}
+using PI_ISA::unpack_bytes;
+inline void unpack_bytes(const BlockQ8_0& block, int8_t* q) { __builtin_memcpy(q, block.q, sizeof block.q); }
 
 template <typename W>
 inline void unpack_panel_row(const uint8_t* row, int begin, int n, int r, IntPanel& p) {
   for (int j = 0; j < n; j += kQuantBlock) {
     const auto& block = W::block(row, begin + j);
     int8_t q[kQuantBlock];
-    unpack_ints(block, q);
-    int32_t sum = 0;
-    for (int i = 0; i < kQuantBlock; ++i) {
-      p.w[r][j + i] = q[i];
-      sum += q[i];
-    }
+    unpack_bytes(block, q);
+    int16_t sum = 0;
+    for (int i = 0; i < kQuantBlock; ++i) sum = static_cast<int16_t>(sum + q[i]);
+    for (int i = 0; i < kQuantBlock; ++i) p.w[r][j + i] = q[i];
     p.scale[r][j / kQuantBlock] = f16(block.d);
     p.offset[r][j / kQuantBlock] = -kGemmOffset * sum;
   }
 }
 
+// Quantises 32 columns of 32 rows (n of which are there) anew, along the rows, into rows of a panel from `r` on.
+template <typename W>
+inline void pack_square(const uint8_t* w, size_t row_bytes, int n, int col, int k, int r, IntPanel& p) {
+  float values[kQuantBlock][kQuantBlock] = {};
+  for (int i = 0; i < n; ++i) {
+    const auto& block = W::block(w + i * row_bytes, col);
+    V q[kBlockVectors];
+    unpack(block, q);
+    for (int v = 0; v < kBlockVectors; ++v) store(values[i] + v * kLanes, mul(q[v], set1(f16(block.d))));
+  }
+  int8_t ints[kQuantBlock][kQuantBlock];
+  for (int v = 0; v < kQuantBlock; v += kLanes) {
+    V high = set1(1e-30f);
+    for (int i = 0; i < n; ++i) high = max(high, abs(load(values[i] + v)));
+    const V inverse = div(set1(127.0f), high);
+    for (int i = 0; i < kQuantBlock; ++i) store_i8(ints[i] + v, mul(load(values[i] + v), inverse));
+    float scale[kLanes];
+    store(scale, mul(high, set1(1 / 127.0f)));
+    for (int c = 0; c < kLanes; ++c) p.scale[r + v + c][k / kQuantBlock] = scale[c];
+  }
+  for (int c = 0; c < kQuantBlock; ++c) {
+    int32_t sum = 0;
+    for (int i = 0; i < kQuantBlock; ++i) {
+      p.w[r + c][k + i] = ints[i][c];
+      sum += ints[i][c];
+    }
+    p.offset[r + c][k / kQuantBlock] = -kGemmOffset * sum;
+  }
+}
+
+// Panels of one group of columns, one after the other.
+inline IntPanel* column_panels(uint8_t* panels, int col, int n_rows) {
+  return reinterpret_cast<IntPanel*>(panels) + col / kPanel * ((n_rows + kPanelRows - 1) / kPanelRows);
+}
+
+void pack_columns(const PackColumns& o) {
+  with_type(o.w.type, [&](auto weights) {
+    using W = decltype(weights);
+    if constexpr (W::kBlocks) {
+      for (int col = 0; col < o.w.cols; col += kQuantBlock) {
+        IntPanel& panel = column_panels(o.panels, col, o.n_rows)[o.begin / kPanelRows];
+        pack_square<W>(o.w.data + o.begin * o.w.row_bytes, o.w.row_bytes, o.end - o.begin, col, o.begin % kPanelRows, col % kPanel, panel);
+      }
+    }
+  });
+}
+
+inline void multiply_panel(const Gemm& o, const IntPanel& panel, int k0, int n) {
+  for_tiles<kIntGemmRows>(o.end - o.begin, o.n_tokens, [&](auto count, auto vectors, int row, int tile) {
+    int_tile<count.value, vectors.value>(panel, row, n / kQuantBlock, o.x + tile * o.x_bytes + k0 / kQuantBlock * kIntBlockBytes,
+                                         o.y + tile * o.y_stride + row * kTileTokens, k0 == 0);
+  });
+}
+
 template <typename W>
 void gemm_ints(const Gemm& o) {
-  IntPanel panel;
-  const int rows = o.end - o.begin;
-  for (int k0 = 0; k0 < o.w.cols; k0 += kIntPanelCols) {
-    const int n = o.w.cols - k0 < kIntPanelCols ? o.w.cols - k0 : kIntPanelCols;
-    for (int r = 0; r < rows; ++r) unpack_panel_row<W>(o.w.data + (o.begin + r) * o.w.row_bytes, k0, n, r, panel);
-    for_tiles<kIntGemmRows>(rows, o.n_tokens, [&](auto count, auto vectors, int row, int tile) {
-      int_tile<count.value, vectors.value>(panel, row, n / kQuantBlock, o.x + tile * o.x_bytes + k0 / kQuantBlock * kIntBlockBytes,
-                                           o.y + tile * o.y_stride + row * kTileTokens, k0 == 0);
-    });
+  const int inner = o.transposed ? (o.n_rows + kQuantBlock - 1) / kQuantBlock * kQuantBlock : o.w.cols;
+  const IntPanel* packed = o.transposed ? column_panels(const_cast<uint8_t*>(o.panels), o.begin, o.n_rows) : nullptr;
+  for (int k0 = 0; k0 < inner; k0 += kIntPanelCols) {
+    const int n = inner - k0 < kIntPanelCols ? inner - k0 : kIntPanelCols;
+    if (o.transposed) {
+      multiply_panel(o, packed[k0 / kIntPanelCols], k0, n);
+      continue;
+    }
+    IntPanel panel;
+    for (int r = 0; r < o.end - o.begin; ++r) unpack_panel_row<W>(o.w.data + (o.begin + r) * o.w.row_bytes, k0, n, r, panel);
+    multiply_panel(o, panel, k0, n);
   }
 }
 
@@ -202,9 +270,10 @@ void gemm_floats(const Gemm& o) {
 void gemm(const Gemm& o) {
   with_type(o.w.type, [&](auto weights) {
     using W = decltype(weights);
-    if (o.transposed) return gemm_floats<W, false>(o);
     if constexpr (W::kBlocks) {
       gemm_ints<W>(o);
+    } else if (o.transposed) {
+      gemm_floats<W, false>(o);
     } else {
       gemm_floats<W, true>(o);
     }

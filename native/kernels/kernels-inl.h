@@ -17,9 +17,9 @@
 namespace pi::kernels::PI_ISA {
 namespace {
 
-const Table kTable = {kName,      kLanes,   kTileTokens,    dot_rows, axpy_rows,  quantize, pack_tokens, gemm,     attention,
-                      store_kv,   dequantize_row, rms_norm, layer_norm, rope,     activate,    add_to,   multiply_to,
-                      sum_exp,    to_f16};
+const Table kTable = {kName,    kLanes,      kTileTokens, kIntBlockBytes, sizeof(IntPanel), dot_rows, axpy_rows,
+                      quantize, pack_tokens, pack_rows,   pack_columns,   gemm,             attention, store_kv,
+                      dequantize_row, rms_norm, layer_norm, rope, activate, add_to, multiply_to, sum_exp, to_f16};
 
 }  // namespace
 }  // namespace pi::kernels::PI_ISA

@@ -66,11 +66,28 @@ struct PackTokens {
   uint8_t* out;  // packed_bytes of one tile
 };
 
+// The same of 32 rows [n <= 32, tile_tokens] that a product left: one block of the quantised tile.
+struct PackRows {
+  const float* x;
+  int n;
+  uint8_t* out;  // block_bytes of the tile
+};
+
 // Bytes of a packed tile of `tile_tokens` tokens, whatever the instruction set. Columns are quantised to at most 16 bits.
 constexpr size_t packed_bytes(size_t cols, int tile_tokens) { return cols * tile_tokens * sizeof(float); }
 
 // Most rows of one Gemm: what it unpacks of them stays in L2.
 constexpr int kGemmPanel = 64;
+
+// Columns of a block matrix, quantised anew to 8 bits along its rows, 32 rows at a time, so that x · W can be computed
+// with integers. The error is that of Q8_0. Panels: [columns / kGemmPanel][rows / kPanelRows][Table::panel_bytes].
+constexpr int kPanelRows = 1024;
+struct PackColumns {
+  Matrix w;
+  int begin, end;  // rows, of one block: begin is a multiple of 32
+  int n_rows;      // of w
+  uint8_t* panels;
+};
 
 // Prefill: y = x · Wᵀ (or x · W with `transposed`) for tiles of tokens, y packed as x is: [tiles][rows][tile_tokens].
 struct Gemm {
@@ -81,6 +98,7 @@ struct Gemm {
   const uint8_t* x;
   size_t x_bytes;  // from one tile to the next
   int n_tokens;
+  const uint8_t* panels;  // of [begin, end), from PackColumns where `transposed` and of a block type
   float* y;
   size_t y_stride;  // floats from one tile to the next; row r of a tile is at (r - begin) * tile_tokens
 };
@@ -95,19 +113,25 @@ constexpr size_t kv_tile_bytes(KvType type, size_t head_dim) {
   return kKvBlockTokens * head_dim * (type == KvType::kF16 ? 2 : 4);
 }
 
-// Attention of the `group` query heads that share one KV head, over positions [0, n_positions), with an online softmax
-// over tiles of one KV block. Keys of a block are [head_dim, kKvBlockTokens], values [kKvBlockTokens, head_dim].
+// One query head of one row: attends over positions [0, n_positions).
+struct Query {
+  const float* q;  // [head_dim]
+  float* out;      // [head_dim]
+  int n_positions;
+};
+
+// Attention of query heads that share one KV head of one sequence, with an online softmax over tiles of one KV block.
+// Keys of a block are [head_dim, kKvBlockTokens], values [kKvBlockTokens, head_dim]. A query's result does not depend on
+// the others.
 struct Attention {
-  const float* q;  // [group, head_dim]
-  int group, head_dim;
+  const Query* queries;
+  int n_queries, head_dim;
   const uint8_t* keys;    // of block 0 and this KV head
   const uint8_t* values;  // likewise
   size_t block_bytes;     // from one block to the next
   KvType type;
   const int32_t* table;  // block of each tile
-  int n_positions;
   float scale;
-  float* out;  // [group, head_dim]
 };
 
 enum class Unary : int32_t { kRelu, kRelu2, kFatRelu, kSilu, kGelu, kGeluTanh };
@@ -116,10 +140,13 @@ struct Table {
   const char* name;
   int lanes;
   int tile_tokens;
+  size_t tile_block_bytes, panel_bytes;  // of 32 columns of a quantised tile; of a panel of PackColumns
   void (*dot_rows)(const DotRows&);
   void (*axpy_rows)(const AxpyRows&);
   void (*quantize)(const float* x, int cols, uint8_t* out);
   void (*pack_tokens)(const PackTokens&);
+  void (*pack_rows)(const PackRows&);
+  void (*pack_columns)(const PackColumns&);
   void (*gemm)(const Gemm&);
   void (*attention)(const Attention&);
   // Stores key and value [head_dim] of one position into slot `slot` of a block of KV cache.

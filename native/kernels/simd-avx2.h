@@ -167,6 +167,11 @@ using GemmX = int16_t;
 using GemmW = int16_t;
 constexpr int kGemmStep = 2, kGemmOffset = 0;
 
+inline void unpack_bytes(const BlockQ4_0& block, int8_t* q) {
+  const __m128i bytes = load_half(block.q), nibble = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm_sub_epi8(_mm_and_si128(bytes, nibble), eight));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16), _mm_sub_epi8(_mm_and_si128(_mm_srli_epi16(bytes, 4), nibble), eight));
+}
 inline I set1_int(int32_t x) { return _mm256_set1_epi32(x); }
 inline V to_float(I a) { return _mm256_cvtepi32_ps(a); }
 inline I load_step(const GemmX* x) { return load_bytes(x); }

@@ -225,6 +225,11 @@ using GemmX = uint8_t;
 using GemmW = int8_t;
 constexpr int kGemmStep = 4, kGemmOffset = 128;
 
+inline void unpack_bytes(const BlockQ4_0& block, int8_t* q) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(block.q)), nibble = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm_sub_epi8(_mm_and_si128(bytes, nibble), eight));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16), _mm_sub_epi8(_mm_and_si128(_mm_srli_epi16(bytes, 4), nibble), eight));
+}
 inline I set1_int(int32_t x) { return _mm512_set1_epi32(x); }
 inline V to_float(I a) { return _mm512_cvtepi32_ps(a); }
 inline I load_step(const GemmX* x) { return load_bytes(x); }

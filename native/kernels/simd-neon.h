@@ -137,6 +137,12 @@ using GemmX = int16_t;
 using GemmW = int16_t;
 constexpr int kGemmStep = 1, kGemmOffset = 0;
 
+inline void unpack_bytes(const BlockQ4_0& block, int8_t* q) {
+  const uint8x16_t bytes = vld1q_u8(block.q);
+  const int8x16_t eight = vdupq_n_s8(8);
+  vst1q_s8(q, vsubq_s8(vreinterpretq_s8_u8(vandq_u8(bytes, vdupq_n_u8(15))), eight));
+  vst1q_s8(q + 16, vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(bytes, 4)), eight));
+}
 inline I set1_int(int32_t x) { return vdupq_n_s32(x); }
 inline V to_float(I a) { return vcvtq_f32_s32(a); }
 inline I load_step(const GemmX* x) { return vmovl_s16(vld1_s16(x)); }

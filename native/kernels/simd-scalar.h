@@ -120,6 +120,9 @@ using GemmX = int8_t;
 using GemmW = int8_t;
 constexpr int kGemmStep = 1, kGemmOffset = 0;
 
+inline void unpack_bytes(const BlockQ4_0& block, int8_t* q) {
+  for (int i = 0; i < kQuantBlock; ++i) q[i] = quant(block, i);
+}
 struct I {
   int32_t v[kLanes];
 };

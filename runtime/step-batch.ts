@@ -22,6 +22,7 @@ export function buildStep(chunks: readonly Chunk[], mode: FfnMode): { batch: Ste
   const positions = new Int32Array(rows);
   const sequences = new Int32Array(rows);
   const modes = new Uint8Array(rows);
+  const prefill = new Uint8Array(rows);
   const outputs: Output[] = [];
   const outputRows: number[] = [];
   const choose: Choice[] = [];
@@ -33,6 +34,7 @@ export function buildStep(chunks: readonly Chunk[], mode: FfnMode): { batch: Ste
       positions[row] = position;
       sequences[row] = index;
       modes[row] = FFN_MODE[rowMode(sequence, position, mode)];
+      prefill[row] = isPrefill(sequence, position) ? 1 : 0;
       const choice = choiceAt(sequence, position);
       if (choice === undefined) continue;
       outputRows.push(row);
@@ -45,6 +47,7 @@ export function buildStep(chunks: readonly Chunk[], mode: FfnMode): { batch: Ste
     positions,
     sequences,
     modes,
+    prefill,
     ...blockTables(chunks),
     outputs: Int32Array.from(outputRows),
     choose,
@@ -61,6 +64,10 @@ function rowMode(sequence: Sequence, position: number, mode: FfnMode): FfnMode {
   if (position >= sequence.promptLength) return mode;
   return sequence.request.scorePrompt && mode === "predictor" ? mode : "dense";
 }
+
+/** Rows of a prompt that nobody scores take the engine's faster products, whose sums run in another order. */
+const isPrefill = ({ request, promptLength }: Sequence, position: number): boolean =>
+  position < promptLength && !request.scorePrompt;
 
 /** What the row at `position` is asked for; undefined: nothing. A draft's row is asked for what follows if it comes true. */
 function choiceAt(sequence: Sequence, position: number): Choice | undefined {

@@ -233,6 +233,7 @@ test("modes: prompts dense, output in the model's mode, scored prompts as the mo
     [predictor, predictor],
     [predictor],
   ]);
+  expect(engine.steps.map((step) => Array.from(step.prefill!))).toEqual([[1, 1], [0], [0, 0], [0]]);
 });
 
 test("scores carry the probability of the prompt's own tokens", async () => {

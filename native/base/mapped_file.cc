@@ -6,18 +6,22 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <stdexcept>
-#include <thread>
-#include <vector>
+#include <utility>
 
 namespace pi {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
+
+uint8_t* aligned(void* p) {
+  return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(p) + kHugePage - 1) / kHugePage * kHugePage);
+}
+
+#ifdef MREMAP_FIXED
 
 // Bytes that can be allocated without swapping, as the system estimates it; 0 where it does not say.
 size_t available_memory() {
@@ -31,86 +35,80 @@ size_t available_memory() {
   return kib << 10;
 }
 
-// Reads the whole file into `to` with a few threads, since most of the time goes into making pages. False where it cannot.
-bool read_all(int fd, uint8_t* to, size_t size) {
-  constexpr size_t kChunk = 8 * kHugePage;
-  std::atomic<size_t> next{0};
-  std::atomic<bool> good{true};
-  const auto work = [&] {
-    for (size_t at = next.fetch_add(kChunk); at < size && good; at = next.fetch_add(kChunk)) {
-      const size_t end = std::min(size, at + kChunk);
-      for (size_t done = at; done < end && good;) {
-        const ssize_t n = ::pread(fd, to + done, end - done, static_cast<off_t>(done));
-        if (n > 0) done += static_cast<size_t>(n);
-        if (n == 0 || (n < 0 && errno != EINTR)) good = false;
-      }
-    }
-  };
-  std::vector<std::jthread> others;
-  for (unsigned i = 1; i < std::min(std::thread::hardware_concurrency(), 8u); ++i) others.emplace_back(work);
-  work();
-  others.clear();
-  return good;
+// Copies `bytes` of mapped memory at `to` into huge pages and moves those to where they were read: whoever reads there
+// finds the same bytes before and after, and waits for the system in between. False where the system refuses.
+bool replace_by_huge_pages(uint8_t* to, size_t bytes) {
+  void* raw = ::mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (raw == MAP_FAILED) return false;
+  uint8_t* copy = aligned(raw);
+  bool moved = false;
+  if (::madvise(copy, bytes, MADV_HUGEPAGE) == 0) {
+    std::memcpy(copy, to, bytes);
+    moved = ::mprotect(copy, bytes, PROT_READ) == 0 && ::mremap(copy, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, to) != MAP_FAILED;
+  }
+  uint8_t* const begin = static_cast<uint8_t*>(raw);
+  if (!moved) {
+    ::munmap(raw, bytes + kHugePage);
+  } else {
+    if (copy > begin) ::munmap(begin, static_cast<size_t>(copy - begin));
+    ::munmap(copy + bytes, static_cast<size_t>(begin + kHugePage - copy));
+  }
+  return moved;
 }
 
+// Small files gain nothing; large ones must leave a quarter of the memory that is free to others.
+bool worth_upgrading(size_t size) { return size >= 8 * kHugePage && size / 3 * 4 <= available_memory(); }
+
+void upgrade(const std::stop_token& stop, uint8_t* data, size_t size) {
+  constexpr size_t kPiece = 16 * kHugePage;  // few enough mappings, even for the largest models
+  const size_t whole = size / kHugePage * kHugePage;
+  for (size_t at = 0; at < whole && !stop.stop_requested(); at += kPiece) {
+    if (!replace_by_huge_pages(data + at, std::min(kPiece, whole - at))) return;
+  }
+}
+
+#endif
+
 }  // namespace
+
+MappedFile::View& MappedFile::View::operator=(View&& other) noexcept {
+  std::swap(data, other.data);
+  std::swap(size, other.size);
+  std::swap(reserved, other.reserved);
+  std::swap(reserved_bytes, other.reserved_bytes);
+  return *this;
+}
 
 MappedFile::MappedFile(const std::string& path) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0) throw std::runtime_error(path + ": " + std::strerror(errno));
   struct stat info;
+  void* data = MAP_FAILED;
   if (::fstat(fd, &info) == 0 && S_ISREG(info.st_mode) && info.st_size > 0) {
-    size_ = static_cast<size_t>(info.st_size);
-    if (!copy(fd)) map(fd);
+    view_.size = static_cast<size_t>(info.st_size);
+    // On a huge page's border, in address space of its own.
+    view_.reserved_bytes = view_.size + kHugePage;
+    view_.reserved = ::mmap(nullptr, view_.reserved_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (view_.reserved != MAP_FAILED) data = ::mmap(aligned(view_.reserved), view_.size, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0);
   }
   const int error = errno;
   ::close(fd);
-  if (!data_) throw std::runtime_error(path + ": cannot be mapped: " + std::strerror(error));
-}
-
-// Files of less than a page gain nothing; larger ones must leave a quarter of the memory that is free to others.
-bool MappedFile::copy(int fd) {
-#ifdef MADV_HUGEPAGE
-  if (size_ < kHugePage || size_ / 3 * 4 > available_memory()) return false;
-  const size_t reserved = size_ + kHugePage;
-  void* raw = ::mmap(nullptr, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (raw == MAP_FAILED) return false;
-  const uintptr_t aligned = (reinterpret_cast<uintptr_t>(raw) + kHugePage - 1) / kHugePage * kHugePage;
-  uint8_t* data = reinterpret_cast<uint8_t*>(aligned);
-  ::madvise(data, size_, MADV_HUGEPAGE);
-  if (!read_all(fd, data, size_)) {
-    ::munmap(raw, reserved);
-    return false;
+  if (data == MAP_FAILED) throw std::runtime_error(path + ": cannot be mapped: " + std::strerror(error));
+  ::madvise(data, view_.size, MADV_WILLNEED);
+  view_.data = static_cast<const uint8_t*>(data);
+#ifdef MREMAP_FIXED
+  if (worth_upgrading(view_.size)) {
+    upgrade_ = std::jthread([data = static_cast<uint8_t*>(data), size = view_.size](const std::stop_token& stop) { upgrade(stop, data, size); });
   }
-  ::mprotect(data, size_, PROT_READ);
-  data_ = data;
-  start_ = raw;
-  reserved_ = reserved;
-  return true;
-#else
-  return false;
 #endif
 }
 
-void MappedFile::map(int fd) {
-  void* data = ::mmap(nullptr, size_, PROT_READ, MAP_SHARED, fd, 0);
-  if (data == MAP_FAILED) return;
-  ::madvise(data, size_, MADV_WILLNEED);
-  data_ = static_cast<const uint8_t*>(data);
-}
-
 MappedFile::~MappedFile() {
-  if (!data_) return;
-  if (reserved_ == 0) {
-    ::munmap(const_cast<uint8_t*>(data_), size_);
-  } else {
-    ::munmap(start_, reserved_);
+  if (upgrade_.joinable()) {
+    upgrade_.request_stop();
+    upgrade_.join();
   }
-}
-
-MappedFile::MappedFile(MappedFile&& other) noexcept
-    : data_(other.data_), size_(other.size_), start_(other.start_), reserved_(other.reserved_) {
-  other.data_ = nullptr;
+  if (view_.data) ::munmap(view_.reserved, view_.reserved_bytes);
 }
 
 }  // namespace pi

@@ -1,35 +1,44 @@
-// The bytes of a file, read-only: copied into huge pages where memory allows, mapped otherwise.
+// A file mapped read-only.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <thread>
 
 namespace pi {
 
-// Rows of a few hundred bytes, picked all over a model, miss the TLB at every turn with 4 KiB pages: with huge pages they
-// stream half as fast again, and file systems do not offer them for what they cache. A copy costs a fraction of a second
-// a gigabyte and no more resident memory than the mapping; what the system caches of the file, it can drop.
+// Usable at once; meanwhile a thread puts huge pages under the mapping, piece by piece, where memory allows. Rows of a few
+// hundred bytes, picked all over a model, miss the TLB at every turn with 4 KiB pages: from huge pages they stream half
+// as fast again, and file systems do not offer those for what they cache. Resident memory stays what it was; what the
+// system caches of the file, it can drop.
 class MappedFile {
  public:
   // Throws std::runtime_error with path and reason.
   explicit MappedFile(const std::string& path);
   ~MappedFile();
-  MappedFile(MappedFile&& other) noexcept;
+  MappedFile(MappedFile&& other) noexcept = default;
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;
 
-  const uint8_t* data() const { return data_; }
-  size_t size() const { return size_; }
+  const uint8_t* data() const { return view_.data; }
+  size_t size() const { return view_.size; }
 
  private:
-  bool copy(int fd);
-  void map(int fd);
+  // What a moved-from file no longer has.
+  struct View {
+    const uint8_t* data = nullptr;
+    size_t size = 0;
+    void* reserved = nullptr;  // address space that the mapping is in
+    size_t reserved_bytes = 0;
 
-  const uint8_t* data_ = nullptr;
-  size_t size_ = 0;
-  void* start_ = nullptr;  // of the address space that holds a copy
-  size_t reserved_ = 0;    // its bytes; 0 for a mapping
+    View() = default;
+    View(View&& other) noexcept { *this = static_cast<View&&>(other); }
+    View& operator=(View&& other) noexcept;
+  };
+
+  View view_;
+  std::jthread upgrade_;
 };
 
 }  // namespace pi

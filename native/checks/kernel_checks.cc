@@ -305,7 +305,7 @@ std::string check_attention(const Table& k, kernels::KvType type, int positions,
   const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
   std::vector<kernels::Query> queries;
   for (int g = 0; g < kGroup; ++g) queries.push_back({&q[g * head_dim], &out[g * head_dim], g == 1 ? (positions + 1) / 2 : positions});
-  kernels::Attention call{queries.data(), kGroup, head_dim, cache.data(), cache.data() + side, 2 * side, type, table.data(), scale};
+  kernels::Attention call{queries.data(), kGroup, head_dim, cache.data(), cache.data() + side, 2 * side, type, table.data(), scale, nullptr};
   k.attention(call);
   // Alone: the same bits.
   for (int g = 0; g < kGroup; ++g) {

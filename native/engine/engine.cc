@@ -219,7 +219,7 @@ void Engine::attend_head(int layer, int first, int rows, int head) {
     }
   }
   kernels::Attention a{};
-  kv_.describe(a, layer, head);
+  kv_.describe(a, layer, head, rows_.blocks[first][0]);
   a.queries = queries.data();
   a.n_queries = static_cast<int>(queries.size());
   a.head_dim = c_.head_dim;
@@ -232,9 +232,12 @@ void Engine::attend_head(int layer, int first, int rows, int head) {
 void Engine::attend(int layer) {
   const int rows = rows_.n, heads = c_.n_kv_heads;
   if (rows == 1) {
-    pool_->parallel_for(heads, [&](int head) {
-      cache_position(layer, 0, head);
-      attend_head(layer, 0, 1, head);
+    // Neighbouring heads are neighbours in memory.
+    Executor{pool_.get()}.ranges(heads, 1, [&](int begin, int end) {
+      for (int head = begin; head < end; ++head) {
+        cache_position(layer, 0, head);
+        attend_head(layer, 0, 1, head);
+      }
     });
   } else {
     pool_->parallel_for(rows, [&](int row) {

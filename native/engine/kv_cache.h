@@ -20,6 +20,7 @@ class KvCache {
   KvCache(const ModelConfig& config, int blocks, kernels::KvType type)
       : type_(type),
         head_dim_(config.head_dim),
+        n_heads_(config.n_kv_heads),
         blocks_(blocks),
         tile_bytes_(kernels::kv_tile_bytes(type, config.head_dim)),
         side_bytes_(tile_bytes_ * config.n_kv_heads),
@@ -42,11 +43,12 @@ class KvCache {
   }
 
   // The part of an attention call that says where one KV head's keys and values are.
-  void describe(kernels::Attention& a, int layer, int head) const {
+  void describe(kernels::Attention& a, int layer, int head, int first_block) const {
     a.keys = data_.get() + layer * layer_bytes_ + head * tile_bytes_;
     a.values = a.keys + side_bytes_;
     a.block_bytes = 2 * side_bytes_;
     a.type = type_;
+    a.next_keys = head + 1 < n_heads_ ? a.keys + first_block * a.block_bytes + tile_bytes_ : nullptr;
   }
 
  private:
@@ -55,7 +57,7 @@ class KvCache {
   };
 
   kernels::KvType type_;
-  int head_dim_, blocks_;
+  int head_dim_, n_heads_, blocks_;
   size_t tile_bytes_, side_bytes_, layer_bytes_, bytes_;
   std::unique_ptr<uint8_t, Free> data_;  // zeroed by the system, page by page, when first written
 };

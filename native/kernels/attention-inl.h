@@ -33,11 +33,12 @@ inline const float* kv_scales(const uint8_t* tile, int head_dim) {
   return reinterpret_cast<const float*>(tile + kKvBlockTokens * head_dim);
 }
 
-// Asks for row `i` of 32 elements of a tile that will be read after this one: tiles are too short for the hardware to
+// Asks for row `i` of 32 elements of a tile that will be read after this one, if any: tiles are too short for the hardware to
 // see the next one coming.
 template <KvType kType>
 inline void prefetch_row(const uint8_t* tile, int i) {
   constexpr size_t kRow = kKvBlockTokens * Kv<kType>::kBytes;
+  if (!tile) return;
   for (size_t at = 0; at < kRow; at += 64) __builtin_prefetch(tile + i * kRow + at, 0, 3);
 }
 
@@ -135,10 +136,10 @@ inline void attend(const Attention& o, const Query* queries) {
   for (int start = 0, tile = 0; start < longest; start += kKvBlockTokens, ++tile) {
     const int n = longest - start < kKvBlockTokens ? longest - start : kKvBlockTokens;
     const size_t offset = o.table[tile] * o.block_bytes;
-    const size_t next = start + n < longest ? o.table[tile + 1] * o.block_bytes : offset;
+    const uint8_t* next = start + n < longest ? o.keys + o.table[tile + 1] * o.block_bytes : o.next_keys;
     score_tile<kType, G>(h, o.head_dim, o.keys + offset, o.values + offset, o.scale);
     for (int g = 0; g < G; ++g) soften(h, g, queries[g].n_positions - start < n ? queries[g].n_positions - start : n);
-    fold_values<kType, G>(h, o.values + offset, o.keys + next, o.head_dim, n);
+    fold_values<kType, G>(h, o.values + offset, next, o.head_dim, n);
   }
   for (int g = 0; g < G; ++g) {
     for (int d = 0; d < o.head_dim; ++d) queries[g].out[d] /= h.total[g];

@@ -88,14 +88,15 @@ inline void float_tile(const float* w, int stride, int n, const float* x, float*
 }
 
 // A panel of block weights: integers, and per row and block the scale and minus the offset of the activations' share.
+// The integers stand row by row, or, where they were rows of neurons, a step of all rows after the other.
 struct IntPanel {
-  alignas(64) GemmW w[kPanel][kIntPanelCols];
+  alignas(64) GemmW w[kPanel * kIntPanelCols];
   float scale[kPanel][kIntPanelCols / kQuantBlock];
   int32_t offset[kPanel][kIntPanelCols / kQuantBlock];
 };
 
 // As float_tile, over `blocks` blocks of 32 columns; x is what pack_ints wrote.
-template <int R, int N>
+template <int R, int N, bool kRowsApart>
 inline void int_tile(const IntPanel& p, int row, int blocks, const uint8_t* x, float* c, bool first) {
   V acc[R][N];
   for (int r = 0; r < R; ++r) {
@@ -112,7 +113,8 @@ inline void int_tile(const IntPanel& p, int row, int blocks, const uint8_t* x, f
       I xv[N];
       for (int v = 0; v < N; ++v) xv[v] = load_step(ints + v * kLanes * kGemmStep);
       for (int r = 0; r < R; ++r) {
-        const I wv = load_step1(&p.w[row + r][b * kQuantBlock + i]);
+        const int k = b * kQuantBlock + i;
+        const I wv = load_step1(&p.w[kRowsApart ? (row + r) * kIntPanelCols + k : k * kPanel + (row + r) * kGemmStep]);
         for (int v = 0; v < N; ++v) s[r][v] = add_step(xv[v], wv, s[r][v]);
       }
     }
@@ -172,7 +174,7 @@ inline void unpack_panel_row(const uint8_t* row, int begin, int n, int r, IntPan
     unpack_bytes(block, q);
     int16_t sum = 0;
     for (int i = 0; i < kQuantBlock; ++i) sum = static_cast<int16_t>(sum + q[i]);
-    for (int i = 0; i < kQuantBlock; ++i) p.w[r][j + i] = q[i];
+    for (int i = 0; i < kQuantBlock; ++i) p.w[r * kIntPanelCols + j + i] = q[i];
     p.scale[r][j / kQuantBlock] = f16(block.d);
     p.offset[r][j / kQuantBlock] = -kGemmOffset * sum;
   }
@@ -198,14 +200,17 @@ inline void pack_square(const uint8_t* w, size_t row_bytes, int n, int col, int 
     store(scale, mul(high, set1(1 / 127.0f)));
     for (int c = 0; c < kLanes; ++c) p.scale[r + v + c][k / kQuantBlock] = scale[c];
   }
-  for (int c = 0; c < kQuantBlock; ++c) {
-    int32_t sum = 0;
-    for (int i = 0; i < kQuantBlock; ++i) {
-      p.w[r + c][k + i] = ints[i][c];
-      sum += ints[i][c];
+  int32_t sums[kQuantBlock] = {};
+  for (int i = 0; i < kQuantBlock; i += kGemmStep) {
+    GemmW* out = &p.w[(k + i) * kPanel + r * kGemmStep];
+    for (int c = 0; c < kQuantBlock; ++c) {
+      for (int step = 0; step < kGemmStep; ++step) {
+        out[c * kGemmStep + step] = ints[i + step][c];
+        sums[c] += ints[i + step][c];
+      }
     }
-    p.offset[r + c][k / kQuantBlock] = -kGemmOffset * sum;
   }
+  for (int c = 0; c < kQuantBlock; ++c) p.offset[r + c][k / kQuantBlock] = -kGemmOffset * sums[c];
 }
 
 // Panels of one group of columns, one after the other.
@@ -225,9 +230,10 @@ void pack_columns(const PackColumns& o) {
   });
 }
 
+template <bool kRowsApart>
 inline void multiply_panel(const Gemm& o, const IntPanel& panel, int k0, int n) {
   for_tiles<kIntGemmRows>(o.end - o.begin, o.n_tokens, [&](auto count, auto vectors, int row, int tile) {
-    int_tile<count.value, vectors.value>(panel, row, n / kQuantBlock, o.x + tile * o.x_bytes + k0 / kQuantBlock * kIntBlockBytes,
+    int_tile<count.value, vectors.value, kRowsApart>(panel, row, n / kQuantBlock, o.x + tile * o.x_bytes + k0 / kQuantBlock * kIntBlockBytes,
                                          o.y + tile * o.y_stride + row * kTileTokens, k0 == 0);
   });
 }
@@ -239,12 +245,12 @@ void gemm_ints(const Gemm& o) {
   for (int k0 = 0; k0 < inner; k0 += kIntPanelCols) {
     const int n = inner - k0 < kIntPanelCols ? inner - k0 : kIntPanelCols;
     if (o.transposed) {
-      multiply_panel(o, packed[k0 / kIntPanelCols], k0, n);
+      multiply_panel<false>(o, packed[k0 / kIntPanelCols], k0, n);
       continue;
     }
     IntPanel panel;
     for (int r = 0; r < o.end - o.begin; ++r) unpack_panel_row<W>(o.w.data + (o.begin + r) * o.w.row_bytes, k0, n, r, panel);
-    multiply_panel(o, panel, k0, n);
+    multiply_panel<true>(o, panel, k0, n);
   }
 }
 

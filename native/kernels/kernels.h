@@ -132,6 +132,7 @@ struct Attention {
   KvType type;
   const int32_t* table;  // block of each tile
   float scale;
+  const uint8_t* next_keys;  // what will be read after this, or null
 };
 
 enum class Unary : int32_t { kRelu, kRelu2, kFatRelu, kSilu, kGelu, kGeluTanh };

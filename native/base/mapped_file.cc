@@ -12,14 +12,10 @@
 #include <stdexcept>
 #include <utility>
 
+#include "base/aligned.h"
+
 namespace pi {
 namespace {
-
-constexpr size_t kHugePage = size_t{2} << 20;
-
-uint8_t* aligned(void* p) {
-  return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(p) + kHugePage - 1) / kHugePage * kHugePage);
-}
 
 #ifdef MREMAP_FIXED
 
@@ -40,7 +36,7 @@ size_t available_memory() {
 bool replace_by_huge_pages(uint8_t* to, size_t bytes) {
   void* raw = ::mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (raw == MAP_FAILED) return false;
-  uint8_t* copy = aligned(raw);
+  uint8_t* copy = to_huge_page(raw);
   bool moved = false;
   if (::madvise(copy, bytes, MADV_HUGEPAGE) == 0) {
     std::memcpy(copy, to, bytes);
@@ -89,7 +85,7 @@ MappedFile::MappedFile(const std::string& path) {
     // On a huge page's border, in address space of its own.
     view_.reserved_bytes = view_.size + kHugePage;
     view_.reserved = ::mmap(nullptr, view_.reserved_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (view_.reserved != MAP_FAILED) data = ::mmap(aligned(view_.reserved), view_.size, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0);
+    if (view_.reserved != MAP_FAILED) data = ::mmap(to_huge_page(view_.reserved), view_.size, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0);
   }
   const int error = errno;
   ::close(fd);

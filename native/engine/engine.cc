@@ -25,6 +25,7 @@ Engine::Engine(EngineOptions options)
       kv_(c_, options.kv_blocks, options.kv_type),
       ffn_(c_, k_),
       prefill_(c_, k_),
+      head_(w_.head, w_.head_bias, k_),
       max_position_(options.kv_blocks * KvCache::kBlockTokens) {
   if (!c_.rope) max_position_ = std::min(max_position_, c_.max_positions);
   for (const LayerWeights& layer : w_.layers) max_rank_ = std::max(max_rank_, layer.predictor.fc1.rows);
@@ -76,10 +77,7 @@ StepOutput Engine::step(const Batch& batch) {
     k_.add(ffn_out_.data(), x_.data(), rows * c_.dim);
   }
   for (int i = 0; i < n_outputs; ++i) norm(w_.norm, &x_[rows_.outputs[i] * dim], 1, &h_[i * dim]);
-  if (n_outputs > 0) {
-    project_decode({{&w_.head, w_.head_bias, logits_.data()}}, h_.data(), n_outputs);
-    stats_.bytes.head += w_.head.rows * w_.head.row_bytes;
-  }
+  project_outputs();
 
   out.logits = logits_.data();  // [n_outputs, vocab]
   stats_.rows += rows;
@@ -196,6 +194,23 @@ void Engine::project_decode(std::initializer_list<Projection> projections, const
   });
 }
 
+// Logits of the output rows: rows in predictor mode by a shortlist, all others whole.
+void Engine::project_outputs() {
+  const int n = static_cast<int>(rows_.outputs.size());
+  const auto by_shortlist = [&](int i) { return head_.has_shortlist() && rows_.modes[rows_.outputs[i]] == FfnMode::kPredictor; };
+  for (int begin = 0, end; begin < n; begin = end) {
+    for (end = begin + 1; end < n && by_shortlist(end) == by_shortlist(begin);) ++end;
+    const float* x = &h_[size_t(begin) * c_.dim];
+    float* logits = &logits_[size_t(begin) * c_.vocab];
+    if (by_shortlist(begin)) {
+      stats_.bytes.head += head_.shortlist(x, end - begin, logits, Executor{pool_.get()});
+    } else {
+      project_decode({{&w_.head, w_.head_bias, logits}}, x, end - begin);
+      stats_.bytes.head += w_.head.rows * w_.head.row_bytes;
+    }
+  }
+}
+
 // Rotates and caches a row's key of one KV head, and its value.
 void Engine::cache_position(int layer, int row, int head) {
   const int position = rows_.positions[row];
@@ -232,12 +247,10 @@ void Engine::attend_head(int layer, int first, int rows, int head) {
 void Engine::attend(int layer) {
   const int rows = rows_.n, heads = c_.n_kv_heads;
   if (rows == 1) {
-    // Neighbouring heads are neighbours in memory.
+    // Neighbouring heads are neighbours in memory. All are stored before any is read, so that nothing waits for a store.
     Executor{pool_.get()}.ranges(heads, 1, [&](int begin, int end) {
-      for (int head = begin; head < end; ++head) {
-        cache_position(layer, 0, head);
-        attend_head(layer, 0, 1, head);
-      }
+      for (int head = begin; head < end; ++head) cache_position(layer, 0, head);
+      for (int head = begin; head < end; ++head) attend_head(layer, 0, 1, head);
     });
   } else {
     pool_->parallel_for(rows, [&](int row) {
@@ -363,7 +376,7 @@ size_t Engine::allocated_bytes() const {
   for (const auto* buffer : {&x_, &q_, &key_, &value_, &attended_, &attn_out_, &ffn_in_, &ffn_out_, &dense_in_, &dense_out_, &activations_}) {
     floats += buffer->size();
   }
-  return kv_.bytes() + floats * sizeof(float) + quants_.size() + ffn_.allocated_bytes() + prefill_.allocated_bytes();
+  return kv_.bytes() + floats * sizeof(float) + quants_.size() + ffn_.allocated_bytes() + prefill_.allocated_bytes() + head_.allocated_bytes();
 }
 
 }  // namespace pi

@@ -11,6 +11,7 @@
 #include "base/thread_pool.h"
 #include "engine/config.h"
 #include "engine/ffn.h"
+#include "engine/head.h"
 #include "engine/kv_cache.h"
 #include "engine/prefill.h"
 #include "engine/stats.h"
@@ -90,6 +91,7 @@ class Engine {
   void norm(const NormWeights& w, const float* x, int rows, float* y);
   void project(std::initializer_list<Projection> projections, const float* x, uint64_t& bytes);
   void project_decode(std::initializer_list<Projection> projections, const float* x, int rows);
+  void project_outputs();
   void attend(int layer);
   void cache_position(int layer, int row, int head);
   void attend_head(int layer, int first, int rows, int head);
@@ -110,6 +112,7 @@ class Engine {
   KvCache kv_;
   Ffn ffn_;
   Prefill prefill_;
+  Head head_;
   int max_position_;
   int max_rank_ = 0;
   std::vector<float> cosine_, sine_;  // [max_position, head_dim / 2]

@@ -89,8 +89,10 @@ Ffn::Work Ffn::work(int share, int row) {
 }
 
 // y[t][i] = w[rows[i]] · x[t] + bias[rows[i]], i < n.
-void Ffn::dot(const MatrixView& w, VectorView bias, const int32_t* rows, int n, const kernels::Activations& x, float* y, size_t y_stride) const {
-  k_.dot_rows({w, rows, 0, n, x, y, y_stride});
+void Ffn::dot(const MatrixView& w, VectorView bias, const int32_t* rows, int n, const kernels::Activations& x, float* y, size_t y_stride,
+              const MatrixView* next) const {
+  const uint8_t* after = next && next->row_bytes == w.row_bytes ? next->data : nullptr;
+  k_.dot_rows({w, rows, 0, n, x, y, y_stride, after});
   for (int t = 0; bias && t < x.n; ++t) {
     for (int i = 0; i < n; ++i) y[t * y_stride + i] += bias[rows[i]];
   }
@@ -222,13 +224,13 @@ void Ffn::sparse_share(const LayerWeights& w, float threshold, const Share& shar
 
   // Gate first: what it closes needs neither up nor down.
   if (c_.gated) {
-    dot(w.gate, w.gate_bias, rows, n, x, work.gate, 0);
+    dot(w.gate, w.gate_bias, rows, n, x, work.gate, 0, &w.up);
     bytes.ffn += rows_bytes(w.gate, n);
     k_.activate(unary(c_.activation), c_.fatrelu_threshold, work.gate, n);
     n = compress_active(rows, n, work.list, work.gate);
     rows = work.list;
   }
-  dot(w.up, w.up_bias, rows, n, x, work.up, 0);
+  dot(w.up, w.up_bias, rows, n, x, work.up, 0, &w.down_t);
   bytes.ffn += rows_bytes(w.up, n);
   if (!c_.gated) {
     k_.activate(unary(c_.activation), c_.fatrelu_threshold, work.up, n);

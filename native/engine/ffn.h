@@ -78,7 +78,8 @@ class Ffn {
   Work work(int share, int row);
   void sum_parts(const LayerWeights& w, int row, float* out);
   void reserve(const LayerWeights& w, int rows);
-  void dot(const MatrixView& w, VectorView bias, const int32_t* rows, int n, const kernels::Activations& x, float* y, size_t y_stride) const;
+  void dot(const MatrixView& w, VectorView bias, const int32_t* rows, int n, const kernels::Activations& x, float* y, size_t y_stride,
+           const MatrixView* next = nullptr) const;
 
   const ModelConfig& c_;
   const kernels::Table& k_;

@@ -54,23 +54,29 @@ struct Heads {
 template <KvType kType, int G>
 inline void score_tile(Heads<G>& h, int head_dim, const uint8_t* keys, const uint8_t* next, float scale) {
   using K = Kv<kType>;
-  V acc[G][kTileVectors];
-  for (auto& head : acc) {
-    for (V& a : head) a = zero();
+  V acc[2][G][kTileVectors];  // of even and of odd dimensions: one sum alone would wait for its additions
+  for (int g = 0; g < G; ++g) {
+    for (int v = 0; v < kTileVectors; ++v) acc[0][g][v] = acc[1][g][v] = zero();
   }
-  for (int d = 0; d < head_dim; ++d) {
+  const auto add_dimension = [&](int d, int chain) {
     prefetch_row<kType>(next, d);
     V q[G];
     for (int g = 0; g < G; ++g) q[g] = set1(h.queries[g].q[d]);
     for (int v = 0; v < kTileVectors; ++v) {
       const V k = K::vector(keys, size_t(d) * kKvBlockTokens + v * kLanes);
-      for (int g = 0; g < G; ++g) acc[g][v] = fma(k, q[g], acc[g][v]);
+      for (int g = 0; g < G; ++g) acc[chain][g][v] = fma(k, q[g], acc[chain][g][v]);
     }
+  };
+  int d = 0;
+  for (; d + 2 <= head_dim; d += 2) {
+    add_dimension(d, 0);
+    add_dimension(d + 1, 1);
   }
+  if (d < head_dim) add_dimension(d, 0);
   for (int v = 0; v < kTileVectors; ++v) {
     V factor = set1(scale);
     if (kType == KvType::kQ8) factor = mul(factor, load(kv_scales(keys, head_dim) + v * kLanes));
-    for (int g = 0; g < G; ++g) store(h.p[g] + v * kLanes, mul(acc[g][v], factor));
+    for (int g = 0; g < G; ++g) store(h.p[g] + v * kLanes, mul(add(acc[0][g][v], acc[1][g][v]), factor));
   }
 }
 

@@ -70,9 +70,13 @@ inline void axpy_row_group(const AxpyRows& o, int i) {
 template <typename W>
 inline void axpy_rows_of(const AxpyRows& o) {
   constexpr int kR = 8;
-  for (int i = o.begin; i < o.end && i < o.begin + kR; ++i) Lines<1>{{row_address(o.w, o.rows, i)}, 0}.fetch_until(o.w.row_bytes);
+  for (int i = o.begin; i < o.end && i < o.begin + kR; ++i) Lines<1>{{row_address(o.w, o.rows, i)}, o.w.row_bytes}.fetch_until(o.w.row_bytes);
   int i = o.begin;
   for (; i + kR <= o.end; i += kR) axpy_row_group<W, kR>(o, i);
+  if (i + kR / 2 <= o.end) {
+    axpy_row_group<W, kR / 2>(o, i);
+    i += kR / 2;
+  }
   for (; i < o.end; ++i) axpy_row_group<W, 1>(o, i);
 }
 

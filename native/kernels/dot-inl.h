@@ -11,11 +11,20 @@ constexpr size_t kAhead = 6144;
 template <int R>
 struct Lines {
   const uint8_t* row[R];
-  size_t row_bytes, at = 0;
+  size_t row_bytes, at = 0, in_row = 0;
+  int r = 0;
 
   // Asks for those of the first `end` bytes that were not asked for yet.
   void fetch_until(size_t end) {
-    for (; at < end; at += 64) __builtin_prefetch(R == 1 ? row[0] + at : row[at / row_bytes] + at % row_bytes, 0, 3);
+    while (at < end && r < R) {
+      __builtin_prefetch(row[r] + in_row, 0, 3);
+      at += 64, in_row += 64;
+      if (R > 1 && in_row >= row_bytes) {
+        at -= in_row - row_bytes;
+        in_row = 0;
+        ++r;
+      }
+    }
   }
 };
 
@@ -104,18 +113,43 @@ template <typename W, int R, int T>
 
 // Fetches the rows that the loops below will not see coming.
 inline void fetch_first(const DotRows& o, int rows) {
-  for (int i = o.begin; i < o.end && i < o.begin + rows; ++i) Lines<1>{{row_address(o.w, o.rows, i)}, 0}.fetch_until(o.w.row_bytes);
+  for (int i = o.begin; i < o.end && i < o.begin + rows; ++i) Lines<1>{{row_address(o.w, o.rows, i)}, o.w.row_bytes}.fetch_until(o.w.row_bytes);
 }
 
-// One token: decoding. Row after row, while a later one is fetched.
+// One token: decoding. Row after row, while a later one is fetched, behind the last the first of what comes next.
 template <typename W>
 inline void dot_one_token(const DotRows& o) {
-  const int distance = o.w.row_bytes < kAhead ? static_cast<int>(kAhead / o.w.row_bytes) : 1, last = o.end - 1;
+  const int distance = o.w.row_bytes < kAhead ? static_cast<int>(kAhead / o.w.row_bytes) : 1;
   fetch_first(o, distance);
   for (int i = o.begin; i < o.end; ++i) {
     const uint8_t* w[1] = {row_address(o.w, o.rows, i)};
-    Lines<1> ahead{{row_address(o.w, o.rows, i + distance < last ? i + distance : last)}, o.w.row_bytes};
+    const int later = i + distance;
+    const uint8_t* const row = later < o.end ? row_address(o.w, o.rows, later) : nullptr;
+    const int next = o.begin + later - o.end;
+    Lines<1> ahead{{row ? row : o.next && next < o.end ? o.next + (o.rows ? o.rows[next] : next) * o.w.row_bytes : w[0]}, o.w.row_bytes};
     dot_tile<W, 1, 1>(w, &ahead, o, i, 0);
+  }
+}
+
+// One token and rows of a few lines: several at once, which read the activations together.
+template <typename W>
+inline void dot_short_rows(const DotRows& o) {
+  constexpr int kR = 4;
+  const int distance = static_cast<int>(kAhead / o.w.row_bytes);
+  int i = o.begin;
+  for (; i + kR <= o.end; i += kR) {
+    const uint8_t* w[kR];
+    for (int r = 0; r < kR; ++r) {
+      w[r] = row_address(o.w, o.rows, i + r);
+      const int later = i + r + distance;
+      const uint8_t* ahead = row_address(o.w, o.rows, later < o.end ? later : o.end - 1);
+      for (size_t at = 0; at < o.w.row_bytes; at += 64) __builtin_prefetch(ahead + at, 0, 3);
+    }
+    dot_tile<W, kR, 1>(w, nullptr, o, i, 0);
+  }
+  for (; i < o.end; ++i) {
+    const uint8_t* w[1] = {row_address(o.w, o.rows, i)};
+    dot_tile<W, 1, 1>(w, nullptr, o, i, 0);
   }
 }
 
@@ -144,7 +178,9 @@ inline void dot_tokens(const DotRows& o) {
 void dot_rows(const DotRows& o) {
   with_type(o.w.type, [&](auto weights) {
     using W = decltype(weights);
-    if (o.x.n == 1) {
+    if (o.x.n == 1 && o.w.row_bytes <= 256) {
+      dot_short_rows<W>(o);
+    } else if (o.x.n == 1) {
       dot_one_token<W>(o);
     } else {
       dot_tokens<W, W::kBlocks ? 4 : 1, 4>(o);

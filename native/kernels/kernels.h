@@ -42,6 +42,7 @@ struct DotRows {
   Activations x;
   float* y;
   size_t y_stride;
+  const uint8_t* next = nullptr;  // a matrix of rows like these, whose rows are probably wanted after these
 };
 
 // y[t * y_stride + c] += sum over begin <= i < end in order of a[t * a_stride + i] * W[row(i)][c], for all columns c.

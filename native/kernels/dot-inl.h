@@ -3,9 +3,9 @@
 namespace pi::kernels::PI_ISA {
 namespace {
 
-// How far ahead of its use memory is asked for. Rows are read one after the other, each line once and in order: with
+// How far ahead of its use memory is asked for, in bytes. Rows are read one after the other, each line once and in order: with
 // several rows side by side, or without asking, a core gets half of the bandwidth.
-constexpr size_t kAhead = 6144;
+constexpr size_t kAhead = 12288;
 
 // Lines of R rows that will be wanted, row after row.
 template <int R>

@@ -22,6 +22,8 @@ export interface SchedulerOptions {
   mixedRows?: number;
   /** Draft tokens of a sequence in a step at most; 0, the default, is no speculation. */
   maxDrafts?: number;
+  /** Milliseconds, by which steps are priced; the default is `performance.now`. */
+  clock?: () => number;
 }
 
 /** What the scheduler is doing, and has done since it began. */
@@ -56,6 +58,7 @@ export class Scheduler {
   readonly #stepRows: number;
   readonly #mixedRows: number;
   readonly #blocks: KvBlocks;
+  readonly #clock: () => number;
   readonly #speculation: Speculation;
   /** Both in order of arrival, and everything running arrived before everything waiting. */
   readonly #running: Sequence[] = [];
@@ -73,10 +76,11 @@ export class Scheduler {
     this.#engine = engine;
     this.#mode = options.mode;
     this.maxSequences = options.maxSequences ?? DEFAULT_SEQUENCES;
-    this.#stepRows = Math.max(options.stepRows ?? 256, this.maxSequences + 1);
+    this.#stepRows = Math.max(options.stepRows ?? 512, this.maxSequences + 1);
     this.#mixedRows = Math.max(options.mixedRows ?? 64, this.maxSequences + 1);
     this.#blocks = new KvBlocks(options.kvBlocks);
     this.#speculation = new Speculation(options.maxDrafts ?? 0);
+    this.#clock = options.clock ?? (() => performance.now());
   }
 
   stats(): SchedulerStats {
@@ -194,7 +198,7 @@ export class Scheduler {
 
   async #step(chunks: readonly Chunk[]): Promise<void> {
     const { batch, outputs } = buildStep(chunks, this.#mode);
-    const started = performance.now();
+    const started = this.#clock();
     let result: StepResult;
     try {
       result = await this.#engine.step(batch);
@@ -204,7 +208,7 @@ export class Scheduler {
     }
     this.#steps++;
     this.#rows += batch.tokens.length;
-    const seconds = (performance.now() - started) / 1000;
+    const seconds = (this.#clock() - started) / 1000;
     this.#stepSeconds += seconds;
     if (chunks.every(({ sequence }) => sequence.isDecoding)) {
       this.#speculation.observe(chunks.length, batch.tokens.length - chunks.length, seconds);

@@ -118,7 +118,7 @@ test("outputs do not depend on batch, budgets, drafts, preemption or cancelled n
   );
 });
 
-function checkSteps(engine: FakeEngine, options: Required<Omit<SchedulerOptions, "mode">>): void {
+function checkSteps(engine: FakeEngine, options: Required<Omit<SchedulerOptions, "mode" | "clock">>): void {
   for (const { tokens, sequences, modes } of engine.steps) {
     expect(new Set(sequences).size).toBeLessThanOrEqual(options.maxSequences);
     const limit = modes.includes(FFN_MODE.exact) ? Math.max(options.mixedRows, options.stepRows) : options.stepRows;
@@ -254,7 +254,9 @@ test("guesses that come true save steps, never change a token, and end where the
   const whole = reference(each, loopScript);
   for (const stopAfter of [Infinity, 100, 101, 102, 103, 104, 105]) {
     const engine = new FakeEngine(16, loopScript);
-    const scheduler = new Scheduler(engine, { kvBlocks: 16, mode: "exact", maxDrafts: 8 });
+    let now = 0;
+    const clock = () => now++; // a step takes a millisecond, however many rows it has
+    const scheduler = new Scheduler(engine, { kvBlocks: 16, mode: "exact", maxDrafts: 8, clock });
     const record = start(scheduler, each, stopAfter);
     await record.done;
     expect(record.output).toEqual(whole.slice(0, stopAfter));

@@ -4,7 +4,8 @@ import { readArtifact } from "../model/artifact.ts";
 import { firstToken, measureSpeed, speedTokens, type Measured, type Speed } from "../model/measure.ts";
 import { checkMode, sparseModes } from "../model/modes.ts";
 import { openModel, type OpenModel } from "../model/open.ts";
-import { FFN_MODE, native, type FfnMode } from "../native/index.ts";
+import { FFN_MODE, native, type FfnMode, type KvType } from "../native/index.ts";
+import { kvTypeOption } from "./kv-type.ts";
 import { formatBytes, formatNumber, formatSeconds, printJson, printTable, stageContext } from "./output.ts";
 import { percent } from "./place.ts";
 import { parseInteger } from "./sizes.ts";
@@ -16,6 +17,7 @@ interface Options {
   tokens: number;
   repeats: number;
   threads?: number;
+  kvType?: KvType;
   predictors?: string;
   json?: boolean;
 }
@@ -31,6 +33,7 @@ export function define(command: Command): void {
     .option("--tokens <N>", "tokens to decode of each", parseInteger(1), 64)
     .option("--repeats <N>", "measurements of everything; the median counts", parseInteger(1), 5)
     .option("--threads <N>", "default: all cores", parseInteger(1, 1024))
+    .addOption(kvTypeOption())
     .option("--predictors <FILE>", "predictors.safetensors to use with a converted model")
     .option("--json", "print one JSON document")
     .action(bench);
@@ -49,12 +52,13 @@ function listOption(flags: string, description: string, min: number, fallback: n
 async function bench(path: string, options: Options, command: Command): Promise<void> {
   const context = stageContext();
   try {
-    const { context: contexts, batch: batches, tokens, repeats, predictors } = options;
+    const { context: contexts, batch: batches, tokens, repeats, predictors, kvType } = options;
     const threads = options.threads ?? availableParallelism();
     const contextTokens = speedTokens({ contexts, batches, tokens });
     const started = performance.now();
     const since = () => (performance.now() - started) / 1000;
-    const model = await openModel(path, { threads, contextTokens, ...(predictors && { predictors }) });
+    const opening = { threads, contextTokens, ...(kvType && { kvType }), ...(predictors && { predictors }) };
+    const model = await openModel(path, opening);
     try {
       const { maxPositions } = model.config;
       const longest = Math.max(...contexts) + tokens;

@@ -40,6 +40,7 @@ export function define(command: Command): void {
 async function serve(path: string, options: Options): Promise<void> {
   const names = options.name === undefined ? {} : { name: options.name };
   const loading = loadSession(path, { ...loadOptions(options), ...names, maxSequences: options.parallel });
+  loading.catch(() => undefined); // may fail before `run` waits for it, which then reports it
   try {
     // Its code is read while other threads check the weights.
     const { Server } = await import("../runtime/server/server.ts");
@@ -47,7 +48,7 @@ async function serve(path: string, options: Options): Promise<void> {
   } catch (error) {
     void loading.then(
       (session) => session.close(),
-      () => undefined, // reported already, unless something failed before
+      () => undefined,
     );
     throw error;
   }

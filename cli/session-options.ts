@@ -1,8 +1,9 @@
 import { type Command, Option } from "commander";
-import { FFN_MODE, type FfnMode } from "../native/index.ts";
+import { FFN_MODE, type FfnMode, type KvType } from "../native/index.ts";
 import type { LoadOptions } from "../runtime/load.ts";
 import { DEFAULT_DRAFTS, MAX_ROWS } from "../runtime/speculation.ts";
 import { SAMPLING_PARAMETERS, type SamplingOptions, type SamplingParameter, SEED_RANGE } from "../runtime/sampling.ts";
+import { kvTypeOption } from "./kv-type.ts";
 import { parseInteger, parseNumber } from "./sizes.ts";
 
 /** How to open a model, as `pi run` and `pi serve` take it. */
@@ -10,6 +11,7 @@ export interface SessionFlags {
   mode?: FfnMode;
   threads?: number;
   ctx?: number;
+  kvType?: KvType;
   predictors?: string;
   speculate: number;
   verify: boolean;
@@ -27,6 +29,7 @@ export function addSessionOptions(command: Command): Command {
       "size of the KV cache, all requests together (default: what they may need, at most 1 GiB or one context)",
       parseInteger(1),
     )
+    .addOption(kvTypeOption())
     .option("--predictors <FILE>", "predictors.safetensors to use with a converted model")
     .option(
       "--speculate <N>",
@@ -37,13 +40,15 @@ export function addSessionOptions(command: Command): Command {
     .option("--no-verify", "skip the checksums of the weights");
 }
 
-export function loadOptions({ mode, threads, ctx, predictors, speculate, verify }: SessionFlags): LoadOptions {
+export function loadOptions(flags: SessionFlags): LoadOptions {
+  const { mode, threads, ctx, kvType, predictors, speculate, verify } = flags;
   return {
     verify,
     maxDrafts: speculate,
     ...(mode && { mode }),
     ...(threads && { threads }),
     ...(ctx && { contextTokens: ctx }),
+    ...(kvType && { kvType }),
     ...(predictors && { predictors }),
   };
 }

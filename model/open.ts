@@ -5,7 +5,7 @@ import { check, PiError } from "../formats/errors.ts";
 import { parsePredictorMetrics } from "../formats/predictors.ts";
 import { checkSameInput, parseProvenance } from "../formats/provenance.ts";
 import { readSafetensors } from "../io/safetensors-file.ts";
-import { KV_BLOCK, native, type Engine, type FfnMode, type TensorRef } from "../native/index.ts";
+import { KV_BLOCK, native, type Engine, type FfnMode, type KvType, type TensorRef } from "../native/index.ts";
 import { isSparse, type ModelConfig } from "./config.ts";
 import { readModelFile, storedTensors, verifyTensors, type ModelFile, type StoredTensor } from "./model-file.ts";
 
@@ -15,7 +15,7 @@ export interface OpenModelOptions {
   /** KV cache capacity in tokens, all sequences together; default: the checkpoint's longest context. */
   contextTokens?: number;
   /** Default: f32 for f32 weights, else f16. */
-  kvType?: "f32" | "f16";
+  kvType?: KvType;
   /** `predictors.safetensors` to use with a converted model; an artifact carries its own. */
   predictors?: string;
   /** Check the sha256 of every tensor before use (default true). */

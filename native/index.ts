@@ -32,7 +32,8 @@ export interface OpenOptions {
 }
 
 /** How keys and values are kept; `q8` in 8 bits, with a scale per position and head. */
-export type KvType = "f32" | "f16" | "q8";
+export const KV_TYPES = ["f32", "f16", "q8"] as const;
+export type KvType = (typeof KV_TYPES)[number];
 
 /** Tokens per KV block. */
 export const KV_BLOCK = 32;

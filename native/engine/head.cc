@@ -1,16 +1,20 @@
 #include "engine/head.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <functional>
 
 namespace pi {
 namespace {
 
-// The upper halves of the block's 8-bit quants: q ≈ 16 * nibble.
+// The block in four bits: q ≈ 16 * nibble, with the sign that gives the largest quant its place at -8 (there is no +8).
 BlockQ4_0 sketch_block(const BlockQ8_0& block) {
-  const auto nibble = [&](int i) { return std::min((block.q[i] + 8) >> 4, 7) + 8; };
+  int high = 0;
+  for (const int8_t q : block.q) high = std::abs(q) > std::abs(high) ? q : high;
+  const int sign = high > 0 ? -1 : 1;
+  const auto nibble = [&](int i) { return std::clamp((sign * block.q[i] + 8) >> 4, -8, 7) + 8; };
   BlockQ4_0 out;
-  out.d = f32_to_f16(f16_to_f32(block.d) * 16);
+  out.d = f32_to_f16(f16_to_f32(block.d) * static_cast<float>(16 * sign));
   for (int i = 0; i < kQuantBlock / 2; ++i) out.q[i] = static_cast<uint8_t>(nibble(i) | nibble(i + kQuantBlock / 2) << 4);
   return out;
 }

@@ -19,9 +19,9 @@ class Head {
 
   // True where a shortlist saves something: a q8_0 head of some size. A sketch of wider types would not be much smaller,
   // one of four bits is the head itself.
-  bool has_shortlist() const { return w_.type == DType::kQ8_0 && w_.rows >= 32 * kChunks; }
+  bool has_shortlist() const { return w_.type == DType::kQ8_0 && w_.rows >= 16 * kChunks; }
 
-  // logits [rows, vocab] of x [rows, dim], of which one token in 32 is exact and the others are the sketch's.
+  // logits [rows, vocab] of x [rows, dim], of which one token in 16 is exact and the others are the sketch's.
   // @returns bytes of weights read
   size_t shortlist(const float* x, int rows, float* logits, const Executor& on);
 
@@ -32,7 +32,7 @@ class Head {
   static constexpr int kChunks = 16;
 
   void build(const Executor& on);
-  int kept() const { return w_.rows / (32 * kChunks); }  // of a chunk
+  int kept() const { return w_.rows / (16 * kChunks); }  // of a chunk
   void rescore(int chunk, const kernels::Activations& x, float* logits) const;
 
   const MatrixView& w_;

@@ -7,8 +7,11 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
+#include <condition_variable>
 #include <cstdio>
 #include <cstring>
+#include <mutex>
 #include <stdexcept>
 #include <utility>
 
@@ -55,7 +58,11 @@ bool replace_by_huge_pages(uint8_t* to, size_t bytes) {
 // Small files gain nothing; large ones must leave a quarter of the memory that is free to others.
 bool worth_upgrading(size_t size) { return size >= 8 * kHugePage && size / 3 * 4 <= available_memory(); }
 
+// Not at once: the first token should not have to share the machine with it.
 void upgrade(const std::stop_token& stop, uint8_t* data, size_t size) {
+  std::mutex mutex;
+  std::unique_lock lock(mutex);
+  std::condition_variable_any().wait_for(lock, stop, std::chrono::seconds(1), [] { return false; });
   constexpr size_t kPiece = 16 * kHugePage;  // few enough mappings, even for the largest models
   const size_t whole = size / kHugePage * kHugePage;
   for (size_t at = 0; at < whole && !stop.stop_requested(); at += kPiece) {

@@ -4,6 +4,7 @@
 #define PI_ISA neon
 #include "kernels/simd-neon.h"
 // After the instruction set it is compiled for:
+#include "kernels/float-reader-inl.h"
 #include "kernels/kernels-inl.h"
 #endif
 

@@ -117,17 +117,6 @@ inline V add_dot(const Quants<Block>& w, const Acts& x, V acc) {
   return fma(vcvtq_f32_s32(s), mul(set1(w.scale), x.scale), acc);
 }
 
-// kGroup blocks as f32 without their scales, and the scales times `a`, each in all lanes.
-template <typename Block>
-struct FloatReader {
-  void operator()(const Block* w, V a, V* q, V* s) const {
-    for (int k = 0; k < kLanes / 4; ++k) {
-      unpack(w[k], q + k * (kQuantBlock / kLanes));
-      s[k] = mul(set1(f16(w[k].d)), a);
-    }
-  }
-};
-
 // ------------------------------------------------------------------------------------------------------------ prefill
 
 constexpr int kGemmRows = 8, kIntGemmRows = 4;

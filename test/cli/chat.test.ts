@@ -54,11 +54,11 @@ test("a conversation beyond the context says so and goes on", async () => {
 });
 
 test("Ctrl-C stops an answer, clears a line, and leaves at an empty one", async () => {
-  const { input, done, prompts, until } = begin(() => 120, { delayMs: 2, terminal: true });
+  const { input, done, prompts, until } = begin(() => 122, { delayMs: 2, terminal: true });
   input.write("Hi\r");
-  await until("xxx");
+  await until("zzz");
   input.write("\x03");
-  await until("x\n");
+  await until("z\n");
   input.write("never sent\x03");
   await setTimeout(5);
   input.write("\r\x03");

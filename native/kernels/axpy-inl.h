@@ -3,85 +3,101 @@
 namespace pi::kernels::PI_ISA {
 namespace {
 
-// y[c] += a · w[c] of one block.
-template <typename Block>
-inline void axpy_block(const Block& block, float a, float* y) {
-  V q[kBlockVectors];
-  unpack(block, q);
-  const V s = set1(a * f16(block.d));
-  for (int k = 0; k < kBlockVectors; ++k) store(y + k * kLanes, fma(q[k], s, load(y + k * kLanes)));
+// Most blocks of a tile: of R rows.
+constexpr int kAxpyBlocks = 1024;
+
+// y[c] += Σ_r a[r] · w[r][c] over R rows of blocks in order, from column `begin` on. The blocks' scales times a[r] come
+// first: read one at a time between the quants they would cost more than those.
+template <typename W, int R>
+[[gnu::always_inline]] inline void axpy_blocks(const uint8_t* const* w, Lines<R>* ahead, int begin, int end,
+                                               const float* a, float* y) {
+  using Block = typename W::Block;
+  const FloatReader<Block> read;
+  const int n = (end - begin) / kQuantBlock;
+  const Block* row[R];
+  float factors[R][kAxpyBlocks / R];
+  for (int r = 0; r < R; ++r) {
+    row[r] = &W::block(w[r], begin);
+    int b = 0;
+    for (; b + kGroup <= n; b += kGroup) read.scales(row[r] + b, a[r], factors[r] + b);
+    for (; b < n; ++b) factors[r][b] = f16(row[r][b].d) * a[r];
+  }
+  for (int b = 0; b < n; ++b) {
+    if (ahead) ahead->fetch_until(R * (begin / kQuantBlock + b + 1) * sizeof(Block));
+    float* const at = y + begin + b * kQuantBlock;
+    V acc[kBlockVectors];
+    for (int k = 0; k < kBlockVectors; ++k) acc[k] = load(at + k * kLanes);
+    for (int r = 0; r < R; ++r) {
+      V q[kBlockVectors];
+      read.quants(row[r][b], q);
+      const V factor = set1(factors[r][b]);
+      for (int k = 0; k < kBlockVectors; ++k) acc[k] = fma(q[k], factor, acc[k]);
+    }
+    for (int k = 0; k < kBlockVectors; ++k) store(at + k * kLanes, acc[k]);
+  }
 }
 
-// y[c] += Σ_r a[r] · w[r][c] over R rows in order, for one token, while the rows after them are fetched.
 template <typename W, int R>
-inline void axpy_tile(const uint8_t* const* w, Lines<R>* ahead, int cols, const float* a, float* y) {
+[[gnu::always_inline]] inline void axpy_floats(const uint8_t* const* w, Lines<R>* ahead, int cols, const float* a,
+                                               float* y) {
   const uint8_t* row[R];  // locals: a store to y could otherwise change the caller's
   float factor[R];
   for (int r = 0; r < R; ++r) row[r] = w[r], factor[r] = a[r];
+  int c = 0;
+  for (; c + kLanes <= cols; c += kLanes) {
+    if (ahead) ahead->fetch_until(R * (c + kLanes) * W::kBytes);
+    V acc = load(y + c);
+    for (int r = 0; r < R; ++r) acc = fma(W::vector(row[r], c), set1(factor[r]), acc);
+    store(y + c, acc);
+  }
+  if (c == cols) return;
+  V acc = tail(y + c, cols - c);
+  for (int r = 0; r < R; ++r) acc = fma(tail<W>(row[r], c, cols - c), set1(factor[r]), acc);
+  store_tail(y + c, acc, cols - c);
+}
+
+// y += Σ_r a[r] · w[r] of one token.
+template <typename W, int R>
+[[gnu::always_inline]] inline void axpy_tile(const uint8_t* const* w, Lines<R>* ahead, int cols, const float* a,
+                                             float* y) {
   if constexpr (W::kBlocks) {
-    using Block = typename W::Block;
-    const FloatReader<Block> read;
-    int c = 0;
-    for (; c + kGroupCols <= cols; c += kGroupCols) {
-      if (ahead) ahead->fetch_until(R * (c + kGroupCols) / kQuantBlock * sizeof(Block));
-      V acc[kGroup * kBlockVectors];
-      for (int k = 0; k < kGroup * kBlockVectors; ++k) acc[k] = load(y + c + k * kLanes);
-      for (int r = 0; r < R; ++r) {
-        V q[kGroup * kBlockVectors], s[kGroup];
-        read(&W::block(row[r], c), set1(factor[r]), q, s);
-        for (int k = 0; k < kGroup * kBlockVectors; ++k) acc[k] = fma(q[k], s[k / kBlockVectors], acc[k]);
-      }
-      for (int k = 0; k < kGroup * kBlockVectors; ++k) store(y + c + k * kLanes, acc[k]);
-    }
-    for (; c < cols; c += kQuantBlock) {
-      for (int r = 0; r < R; ++r) axpy_block(W::block(row[r], c), factor[r], y + c);
-    }
+    constexpr int kCols = kAxpyBlocks / R * kQuantBlock;
+    for (int c = 0; c < cols; c += kCols) axpy_blocks<W, R>(w, ahead, c, cols < c + kCols ? cols : c + kCols, a, y);
   } else {
-    int c = 0;
-    for (; c + kLanes <= cols; c += kLanes) {
-      if (ahead) ahead->fetch_until(R * (c + kLanes) * W::kBytes);
-      V acc = load(y + c);
-      for (int r = 0; r < R; ++r) acc = fma(W::vector(row[r], c), set1(factor[r]), acc);
-      store(y + c, acc);
-    }
-    if (c < cols) {
-      V acc = tail(y + c, cols - c);
-      for (int r = 0; r < R; ++r) acc = fma(tail<W>(row[r], c, cols - c), set1(factor[r]), acc);
-      store_tail(y + c, acc, cols - c);
-    }
+    axpy_floats<W, R>(w, ahead, cols, a, y);
   }
   if (ahead) ahead->fetch_until(R * ahead->row_bytes);
 }
 
-// R rows from i on, for every token.
+// R rows from i on, for every token, while those `distance` rows later are fetched.
 template <typename W, int R>
-inline void axpy_row_group(const AxpyRows& o, int i) {
+inline void axpy_row_group(const AxpyRows& o, int i, int distance) {
   const uint8_t* w[R];
   Lines<R> ahead{{}, o.w.row_bytes};
   for (int r = 0; r < R; ++r) {
+    const int later = i + distance + r;
     w[r] = row_address(o.w, o.rows, i + r);
-    ahead.row[r] = row_address(o.w, o.rows, i + R + r < o.end ? i + R + r : o.end - 1);
+    ahead.row[r] = row_address(o.w, o.rows, later < o.end ? later : o.end - 1);
   }
   for (int t = 0; t < o.n_tokens; ++t) {
     axpy_tile<W, R>(w, t == 0 ? &ahead : nullptr, o.w.cols, o.a + t * o.a_stride + i, o.y + t * o.y_stride);
   }
 }
 
-template <typename W>
-inline void axpy_rows_of(const AxpyRows& o) {
-  constexpr int kR = 8;
-  for (int i = o.begin; i < o.end && i < o.begin + kR; ++i) Lines<1>{{row_address(o.w, o.rows, i)}, o.w.row_bytes}.fetch_until(o.w.row_bytes);
-  int i = o.begin;
-  for (; i + kR <= o.end; i += kR) axpy_row_group<W, kR>(o, i);
-  if (i + kR / 2 <= o.end) {
-    axpy_row_group<W, kR / 2>(o, i);
-    i += kR / 2;
+// Rows from i on, R at a time, so that the sum is read and written less often, as long as they stay in L1 while as many
+// bytes again are fetched; what is left over by smaller groups.
+template <typename W, int R>
+inline void axpy_groups(const AxpyRows& o, int i, int distance) {
+  if (R == 1 || R * o.w.row_bytes <= kAhead) {
+    for (; i + R <= o.end; i += R) axpy_row_group<W, R>(o, i, distance);
   }
-  for (; i < o.end; ++i) axpy_row_group<W, 1>(o, i);
+  if constexpr (R > 1) axpy_groups<W, R / 2>(o, i, distance);
 }
 
 void axpy_rows(const AxpyRows& o) {
-  with_type(o.w.type, [&](auto weights) { axpy_rows_of<decltype(weights)>(o); });
+  const int distance = rows_ahead(o.w);
+  fetch_first(o, distance);
+  with_type(o.w.type, [&](auto weights) { axpy_groups<decltype(weights), 8>(o, o.begin, distance); });
 }
 
 }  // namespace

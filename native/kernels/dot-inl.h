@@ -3,9 +3,16 @@
 namespace pi::kernels::PI_ISA {
 namespace {
 
-// How far ahead of its use memory is asked for, in bytes. Rows are read one after the other, each line once and in order: with
-// several rows side by side, or without asking, a core gets half of the bandwidth.
-constexpr size_t kAhead = 12288;
+// How far ahead of its use memory is asked for, in bytes. Rows are read one after the other, each line once and in
+// order: with several rows side by side, or without asking, a core gets half of the bandwidth.
+constexpr size_t kAhead = 16384;
+
+// Asks for a line that will be read once: it goes to L1 alone, past L2 and the L3 behind it, which lets a core read
+// faster.
+inline void fetch(const uint8_t* line) { __builtin_prefetch(line, 0, 0); }
+
+// How many rows ahead that is.
+inline int rows_ahead(const Matrix& w) { return w.row_bytes < kAhead ? static_cast<int>(kAhead / w.row_bytes) : 1; }
 
 // Lines of R rows that will be wanted, row after row.
 template <int R>
@@ -17,7 +24,7 @@ struct Lines {
   // Asks for those of the first `end` bytes that were not asked for yet.
   void fetch_until(size_t end) {
     while (at < end && r < R) {
-      __builtin_prefetch(row[r] + in_row, 0, 3);
+      fetch(row[r] + in_row);
       at += 64, in_row += 64;
       if (R > 1 && in_row >= row_bytes) {
         at -= in_row - row_bytes;
@@ -28,7 +35,9 @@ struct Lines {
   }
 };
 
-inline const uint8_t* row_address(const Matrix& w, const int32_t* rows, int i) { return w.data + (rows ? rows[i] : i) * w.row_bytes; }
+inline const uint8_t* row_address(const Matrix& w, const int32_t* rows, int i) {
+  return w.data + (rows ? rows[i] : i) * w.row_bytes;
+}
 
 // Sums along a row of floats, each of every fourth vector: one alone would wait for its additions.
 constexpr int kChains = 4;
@@ -36,7 +45,8 @@ constexpr int kChains = 4;
 // y[t][r] = w[r] · x[t] for R rows and T tokens from t0 on. Each pair's accumulators run along the row in order, so the
 // result does not depend on R and T.
 template <typename W, int R, int T>
-[[gnu::always_inline]] inline void dot_blocks(const uint8_t* const* w, Lines<R>* ahead, int cols, const Activations& x, int t0, float* y, size_t y_stride) {
+[[gnu::always_inline]] inline void dot_blocks(const uint8_t* const* w, Lines<R>* ahead, int cols, const Activations& x,
+                                              int t0, float* y, size_t y_stride) {
   using Block = typename W::Block;
   const int n = cols / kQuantBlock, whole = n / kGroup;
   const size_t stride = quantized_bytes(cols);
@@ -58,7 +68,8 @@ template <typename W, int R, int T>
   if (whole * kGroup < n) {
     for (int r = 0; r < R; ++r) {
       const Quants<Block> q = read(reinterpret_cast<const Block*>(w[r]) + whole * kGroup, n - whole * kGroup);
-      for (int t = 0; t < T; ++t) acc[t][r] = add_dot(q, load_acts(quants + t * stride + whole * kGroupBytes), acc[t][r]);
+      for (int t = 0; t < T; ++t)
+        acc[t][r] = add_dot(q, load_acts(quants + t * stride + whole * kGroupBytes), acc[t][r]);
     }
   }
   if (ahead) ahead->fetch_until(R * ahead->row_bytes);
@@ -68,7 +79,8 @@ template <typename W, int R, int T>
 }
 
 template <typename W, int R, int T>
-[[gnu::always_inline]] inline void dot_floats(const uint8_t* const* w, Lines<R>* ahead, int cols, const Activations& x, int t0, float* y, size_t y_stride) {
+[[gnu::always_inline]] inline void dot_floats(const uint8_t* const* w, Lines<R>* ahead, int cols, const Activations& x,
+                                              int t0, float* y, size_t y_stride) {
   V acc[T][R][kChains];
   for (int t = 0; t < T; ++t) {
     for (int r = 0; r < R; ++r) {
@@ -97,7 +109,8 @@ template <typename W, int R, int T>
   }
   if (ahead) ahead->fetch_until(R * ahead->row_bytes);
   for (int t = 0; t < T; ++t) {
-    for (int r = 0; r < R; ++r) y[t * y_stride + r] = sum(add(add(acc[t][r][0], acc[t][r][1]), add(acc[t][r][2], acc[t][r][3])));
+    for (int r = 0; r < R; ++r)
+      y[t * y_stride + r] = sum(add(add(acc[t][r][0], acc[t][r][1]), add(acc[t][r][2], acc[t][r][3])));
   }
 }
 
@@ -111,22 +124,27 @@ template <typename W, int R, int T>
   }
 }
 
-// Fetches the rows that the loops below will not see coming.
-inline void fetch_first(const DotRows& o, int rows) {
-  for (int i = o.begin; i < o.end && i < o.begin + rows; ++i) Lines<1>{{row_address(o.w, o.rows, i)}, o.w.row_bytes}.fetch_until(o.w.row_bytes);
+// Fetches the first rows of a product, which its loop will not see coming.
+template <typename Product>
+inline void fetch_first(const Product& o, int rows) {
+  for (int i = o.begin; i < o.end && i < o.begin + rows; ++i)
+    Lines<1>{{row_address(o.w, o.rows, i)}, o.w.row_bytes}.fetch_until(o.w.row_bytes);
 }
 
 // One token: decoding. Row after row, while a later one is fetched, behind the last the first of what comes next.
 template <typename W>
 inline void dot_one_token(const DotRows& o) {
-  const int distance = o.w.row_bytes < kAhead ? static_cast<int>(kAhead / o.w.row_bytes) : 1;
+  const int distance = rows_ahead(o.w);
   fetch_first(o, distance);
   for (int i = o.begin; i < o.end; ++i) {
     const uint8_t* w[1] = {row_address(o.w, o.rows, i)};
     const int later = i + distance;
     const uint8_t* const row = later < o.end ? row_address(o.w, o.rows, later) : nullptr;
     const int next = o.begin + later - o.end;
-    Lines<1> ahead{{row ? row : o.next && next < o.end ? o.next + (o.rows ? o.rows[next] : next) * o.w.row_bytes : w[0]}, o.w.row_bytes};
+    Lines<1> ahead{{row                      ? row
+                    : o.next && next < o.end ? o.next + (o.rows ? o.rows[next] : next) * o.w.row_bytes
+                                             : w[0]},
+                   o.w.row_bytes};
     dot_tile<W, 1, 1>(w, &ahead, o, i, 0);
   }
 }
@@ -135,7 +153,7 @@ inline void dot_one_token(const DotRows& o) {
 template <typename W>
 inline void dot_short_rows(const DotRows& o) {
   constexpr int kR = 4;
-  const int distance = static_cast<int>(kAhead / o.w.row_bytes);
+  const int distance = rows_ahead(o.w);
   int i = o.begin;
   for (; i + kR <= o.end; i += kR) {
     const uint8_t* w[kR];
@@ -143,7 +161,7 @@ inline void dot_short_rows(const DotRows& o) {
       w[r] = row_address(o.w, o.rows, i + r);
       const int later = i + r + distance;
       const uint8_t* ahead = row_address(o.w, o.rows, later < o.end ? later : o.end - 1);
-      for (size_t at = 0; at < o.w.row_bytes; at += 64) __builtin_prefetch(ahead + at, 0, 3);
+      for (size_t at = 0; at < o.w.row_bytes; at += 64) fetch(ahead + at);
     }
     dot_tile<W, kR, 1>(w, nullptr, o, i, 0);
   }

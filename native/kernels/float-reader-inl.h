@@ -3,14 +3,14 @@
 
 namespace pi::kernels::PI_ISA {
 
-// kGroup blocks as f32 without their scales, and the scales times `a`, each in all lanes.
+// Reads blocks as f32; made once before a loop.
 template <typename Block>
 struct FloatReader {
-  void operator()(const Block* w, V a, V* q, V* s) const {
-    for (int k = 0; k < kLanes / 4; ++k) {
-      unpack(w[k], q + k * (kQuantBlock / kLanes));
-      s[k] = mul(set1(f16(w[k].d)), a);
-    }
+  // The 32 quants of a block, without its scale.
+  void quants(const Block& block, V* q) const { unpack(block, q); }
+  // The scales of kGroup blocks, times a.
+  void scales(const Block* w, float a, float* out) const {
+    for (int k = 0; k < kLanes / 4; ++k) out[k] = f16(w[k].d) * a;
   }
 };
 

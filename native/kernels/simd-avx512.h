@@ -41,7 +41,9 @@ inline V abs(V a) { return _mm512_abs_ps(a); }
 inline float sum(V a) { return _mm512_reduce_add_ps(a); }
 inline float highest(V a) { return _mm512_reduce_max_ps(a); }
 
-inline V load_f16(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+inline V load_f16(const uint16_t* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
 inline V load_bf16(const uint16_t* p) {
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
@@ -150,7 +152,9 @@ struct Reader<BlockQ8_0> {
   // Only n < 4 blocks are there; the others are zeros.
   Quants<BlockQ8_0> operator()(const BlockQ8_0* w, int n) const {
     const uint8_t* at = reinterpret_cast<const uint8_t*>(w);
-    const auto load_at = [&](int offset) { return pin(load_some_bytes(at + offset, n * static_cast<int>(sizeof *w) - offset)); };
+    const auto load_at = [&](int offset) {
+      return pin(load_some_bytes(at + offset, n * static_cast<int>(sizeof *w) - offset));
+    };
     return read(load_at(0), load_at(64), load_at(16), load_at(72));
   }
 
@@ -162,30 +166,27 @@ struct Reader<BlockQ8_0> {
   }
 };
 
-// Four blocks as f32 without their scales, and the scales times `a`, each in all lanes; made once before a loop.
+// Reads blocks as f32; made once before a loop.
 template <typename Block>
 struct FloatReader {
-  I scale = pin(load_bytes(Reader<Block>::kScale.at));
+  constexpr static Words kScales = words([](int i) { return i % 4 * int(sizeof(Block) / 2); });
+  I scale = pin(load_bytes(kScales.at));
   V values = nibble_values();
 
-  void operator()(const Block* w, V a, V q[8], V s[4]) const {
-    for (int k = 0; k < 4; ++k) unpack_with(w[k], q + 2 * k);
-    const V all = mul(scales(w), a);
-    s[0] = _mm512_shuffle_f32x4(all, all, 0x00);
-    s[1] = _mm512_shuffle_f32x4(all, all, 0x55);
-    s[2] = _mm512_shuffle_f32x4(all, all, 0xaa);
-    s[3] = _mm512_shuffle_f32x4(all, all, 0xff);
+  // The 32 quants of a block, without its scale.
+  void quants(const BlockQ4_0& block, V* q) const { unpack(block, values, q); }
+  void quants(const BlockQ8_0& block, V* q) const { unpack(block, q); }
+
+  // The scales of four blocks, times a.
+  void scales(const Block* w, float a, float* out) const {
+    _mm_storeu_ps(out, _mm_mul_ps(_mm_cvtph_ps(_mm512_castsi512_si128(scale_words(w))), _mm_set1_ps(a)));
   }
 
  private:
-  void unpack_with(const BlockQ4_0& block, V* q) const { unpack(block, values, q); }
-  void unpack_with(const BlockQ8_0& block, V* q) const { unpack(block, q); }
-  V scales(const BlockQ4_0* w) const {
-    return _mm512_cvtph_ps(_mm512_castsi512_si256(_mm512_permutexvar_epi16(scale, load_bytes(w))));
-  }
-  V scales(const BlockQ8_0* w) const {
+  I scale_words(const BlockQ4_0* w) const { return _mm512_permutexvar_epi16(scale, load_bytes(w)); }
+  I scale_words(const BlockQ8_0* w) const {
     const uint8_t* at = reinterpret_cast<const uint8_t*>(w);
-    return _mm512_cvtph_ps(_mm512_castsi512_si256(_mm512_permutex2var_epi16(load_bytes(at), scale, load_bytes(at + 64))));
+    return _mm512_permutex2var_epi16(load_bytes(at), scale, load_bytes(at + 64));
   }
 };
 
@@ -196,12 +197,14 @@ struct Acts {
 };
 
 inline Acts load_acts(const uint8_t* p) {
-  return {pin(load_bytes(p)), pin(load_bytes(p + 64)), pin(load_bytes(p + 128)), pin(load(reinterpret_cast<const float*>(p + 192)))};
+  return {pin(load_bytes(p)), pin(load_bytes(p + 64)), pin(load_bytes(p + 128)),
+          pin(load(reinterpret_cast<const float*>(p + 192)))};
 }
 
 inline void store_offsets(const int8_t* low, const int8_t* high, int32_t* out) {
   const I ones = _mm512_set1_epi8(1);
-  const I sums = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, load_bytes(low)), ones, load_bytes(high));
+  const I sums =
+      _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, load_bytes(low)), ones, load_bytes(high));
   _mm512_storeu_si512(out, _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(sums, 3)));
 }
 
@@ -226,9 +229,11 @@ using GemmW = int8_t;
 constexpr int kGemmStep = 4, kGemmOffset = 128;
 
 inline void unpack_bytes(const BlockQ4_0& block, int8_t* q) {
-  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(block.q)), nibble = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(block.q)), nibble = _mm_set1_epi8(15),
+                eight = _mm_set1_epi8(8);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm_sub_epi8(_mm_and_si128(bytes, nibble), eight));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16), _mm_sub_epi8(_mm_and_si128(_mm_srli_epi16(bytes, 4), nibble), eight));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16),
+                   _mm_sub_epi8(_mm_and_si128(_mm_srli_epi16(bytes, 4), nibble), eight));
 }
 inline I set1_int(int32_t x) { return _mm512_set1_epi32(x); }
 inline V to_float(I a) { return _mm512_cvtepi32_ps(a); }

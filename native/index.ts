@@ -126,7 +126,9 @@ export interface EngineStats {
     /** Sum over rows of the share of |act| * ||down row|| that the predicted set holds. */
     weightedRecall: number;
   }[];
+  /** Wall time of all steps, and of its larger parts: projections of attention; keys and values; predictor and FFN; head. */
   seconds: number;
+  partSeconds: { attention: number; kv: number; ffn: number; head: number };
 }
 
 /** Per-neuron counts of one layer, summed over profiled rows. Integers, so that merging is exact. */

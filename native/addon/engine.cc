@@ -284,6 +284,12 @@ class EngineObject final : public Napi::ObjectWrap<EngineObject> {
     out.Set("bytes", bytes);
     out.Set("layers", layers);
     out.Set("seconds", stats.seconds);
+    Napi::Object parts = Napi::Object::New(env);
+    parts.Set("attention", stats.parts.attention);
+    parts.Set("kv", stats.parts.kv);
+    parts.Set("ffn", stats.parts.ffn);
+    parts.Set("head", stats.parts.head);
+    out.Set("partSeconds", parts);
     return out;
   }
 

@@ -3,9 +3,23 @@
 #include <chrono>
 #include <cmath>
 #include <stdexcept>
+#include <utility>
 
 namespace pi {
 namespace {
+
+// Seconds since it was made, or since it was asked last.
+class Lap {
+ public:
+  double operator()() {
+    const auto before = std::exchange(at_, Clock::now());
+    return std::chrono::duration<double>(at_ - before).count();
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point at_ = Clock::now();
+};
 
 std::vector<MappedFile> map_files(const std::vector<std::string>& paths) {
   std::vector<MappedFile> files;
@@ -49,7 +63,8 @@ Engine::Engine(EngineOptions options)
 
 // The forward pass. Comments give the shape of what each line produces; T is the number of rows.
 StepOutput Engine::step(const Batch& batch) {
-  const auto start = std::chrono::steady_clock::now();
+  Lap whole, lap;
+  PartSeconds& seconds = stats_.parts;
   rows_.set(batch);
   const int rows = rows_.n, n_outputs = batch.n_outputs;
   const size_t dim = c_.dim;
@@ -59,14 +74,18 @@ StepOutput Engine::step(const Batch& batch) {
   reserve();
 
   embed();  // x [T, dim]
+  lap();
   for (int layer = 0; layer < c_.n_layers; ++layer) {
     const LayerWeights& w = w_.layers[layer];
     norm(w.attn_norm, x_.data(), rows, h_.data());  // h [T, dim]
     project({{&w.q, w.q_bias, q_.data()}, {&w.k, w.k_bias, key_.data()}, {&w.v, w.v_bias, value_.data()}}, h_.data(),
             stats_.bytes.attention);  // q [T, n_heads * head_dim], key and value [T, n_kv_heads * head_dim]
-    attend(layer);                    // attended [T, n_heads * head_dim]
+    seconds.attention += lap();
+    attend(layer);  // attended [T, n_heads * head_dim]
+    seconds.kv += lap();
     project({{&w.o, w.o_bias, attn_out_.data()}}, attended_.data(), stats_.bytes.attention);  // attn_out [T, dim]
     if (!c_.parallel_residual) k_.add(attn_out_.data(), x_.data(), rows * c_.dim);
+    seconds.attention += lap();
     if (c_.shared_norm) {
       std::swap(h_, ffn_in_);
     } else {
@@ -75,13 +94,15 @@ StepOutput Engine::step(const Batch& batch) {
     ffn(layer, out);  // ffn_out [T, dim]
     if (c_.parallel_residual) k_.add(attn_out_.data(), x_.data(), rows * c_.dim);
     k_.add(ffn_out_.data(), x_.data(), rows * c_.dim);
+    seconds.ffn += lap();
   }
   for (int i = 0; i < n_outputs; ++i) norm(w_.norm, &x_[rows_.outputs[i] * dim], 1, &h_[i * dim]);
   project_outputs();
+  seconds.head += lap();
 
   out.logits = logits_.data();  // [n_outputs, vocab]
   stats_.rows += rows;
-  stats_.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  stats_.seconds += whole();
   return out;
 }
 

@@ -10,6 +10,11 @@ struct BytesTouched {
   uint64_t embed = 0, attention = 0, kv = 0, predictor = 0, ffn = 0, head = 0;
 };
 
+// Wall time of steps by part, norms with what reads them; what is left of a step is embedding and bookkeeping.
+struct PartSeconds {
+  double attention = 0, kv = 0, ffn = 0, head = 0;  // projections; keys and values; predictor and FFN; head and last norm
+};
+
 // Sums over sparse rows. Without recall tracking, `active` and `hit` count the predicted neurons that really fired.
 struct LayerStats {
   uint64_t rows = 0, active = 0, predicted = 0, hit = 0;
@@ -25,6 +30,7 @@ struct EngineStats {
   BytesTouched bytes;
   std::vector<LayerStats> layers;
   double seconds = 0;
+  PartSeconds parts;
 };
 
 // Per-neuron sums of one layer in integers (2^-20 fixed point), so that merging runs is exact.

@@ -90,13 +90,11 @@ class Archive {
     const end = parseZipEnd(await readRange(file, size - tailBytes, tailBytes, path), size, path);
     const directory = await readRange(file, end.directoryOffset, end.directoryBytes, path);
     const archive = new Archive(file, path, parseZipDirectory(directory, end, path));
-    await archive.#check();
+    await archive.#checkByteOrder();
     return archive;
   }
 
-  async #check(): Promise<void> {
-    const script = this.#entries.has(`${this.#folder}constants.pkl`);
-    check(!script, "E_TORCH", `${this.#path}: expected tensors, found a TorchScript program`);
+  async #checkByteOrder(): Promise<void> {
     if (!this.#entries.has(`${this.#folder}byteorder`)) return; // absent before torch 2.1: little
     const order = Buffer.from(await this.read("byteorder", 16)).toString("latin1");
     check(order === "little", "E_TORCH", `${this.#path}: expected byteorder little, found ${JSON.stringify(order)}`);

@@ -65,7 +65,7 @@ const GLOBALS: ReadonlyMap<string, PickleGlobal> = new Map(
     [
       ...Object.keys(STORAGES).map((name): PickleGlobal => ({ global: `torch.${name}` })),
       { global: "collections.OrderedDict", call: orderedDict },
-      { global: "torch.Size", call: size },
+      { global: "torch.Size", call: sizeTuple },
       { global: "torch._utils._rebuild_tensor_v2", call: rebuildTensor },
       { global: "torch._utils._rebuild_parameter", call: rebuildParameter },
     ] satisfies PickleGlobal[]
@@ -78,7 +78,7 @@ function orderedDict(args: readonly PickleValue[], refuse: Refuse): PickleValue 
 }
 
 /** (sizes) */
-function size([sizes]: readonly PickleValue[], refuse: Refuse): PickleTuple {
+function sizeTuple([sizes]: readonly PickleValue[], refuse: Refuse): PickleTuple {
   return new PickleTuple(sizeList(sizes, refuse));
 }
 

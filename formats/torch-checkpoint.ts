@@ -84,8 +84,10 @@ function sizeTuple([sizes]: readonly PickleValue[], refuse: Refuse): PickleTuple
 
 /** (storage, offset, sizes, strides, requires_grad, backward_hooks, [metadata]) */
 function rebuildTensor(args: readonly PickleValue[], refuse: Refuse): TorchTensor {
-  const [storage, offset, sizes, steps] = args;
+  const [storage, offset, sizes, steps, , , marks] = args;
   if (!(storage instanceof TorchStorage)) return refuse("expected a tensor to be a view of a storage");
+  // Lazily negated or conjugated: the values are not those that are stored.
+  if (marks !== undefined && !(marks instanceof Map && marks.size === 0)) return refuse("a tensor is negated lazily");
   const [shape, strides] = [sizeList(sizes, refuse), sizeList(steps, refuse)];
   const [start] = sizeList(new PickleTuple([offset ?? null]), refuse) as [number];
   if (shape.length !== strides.length)

@@ -3,7 +3,8 @@ import { cp, mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import type { ConvertResult } from "../../convert/convert.ts";
+import { convert } from "../../convert/convert.ts";
+import { silentContext } from "../../io/progress.ts";
 import type { ImportPredictorsResult } from "../../train-predictor/import.ts";
 import { loadFixture, fixture } from "../convert/helpers.ts";
 import { torchFile, torchTensor, type TorchValue } from "../formats/torch-bytes.ts";
@@ -32,13 +33,11 @@ afterAll(() => rm(dir, { recursive: true }));
 
 describe("torch files all the way", () => {
   it("converts, imports counts and predictors, places, and nothing warns of a mismatch", async () => {
-    const converted = await piJson<ConvertResult>(["convert", at("checkpoint"), "-o", at("work"), "--dtype", "f16"]);
-    expect(converted).toMatchObject({ architecture: "llama", converted: true });
+    await convert({ source: at("checkpoint"), output: at("work"), dtype: "f16" }, silentContext);
     await writeOracle(at("work"), at("predictors"));
 
-    const counts = ["profile", at("work"), "--import", at("counts"), "--tokens", "1000"];
-    expect(await piJson<object>(counts)).toMatchObject({ upToDate: false, tokens: 1000, corpora: [] });
-    expect((await pi(counts)).stdout).toMatch(/^layer +idle .*1,000 tokens profiled, 0 held out, up to date\n$/s);
+    const counts = await pi(["profile", at("work"), "--import", at("counts"), "--tokens", "1000"]);
+    expect(counts.stdout).toMatch(/^layer +idle .*1,000 tokens profiled, 0 held out, imported\n$/s);
 
     const predictors = ["train-predictor", at("work"), "--import", at("predictors"), "--max-perplexity-ratio", "1.2"];
     const { metrics, quality } = await piJson<ImportPredictorsResult>(predictors);
@@ -55,7 +54,7 @@ describe("torch files all the way", () => {
     const placed = await pi(["place", at("work"), "--vram", "0", "-o", at("x.pi"), "--json"]);
     expect(placed.code, placed.stderr).toBe(0);
     expect(placed.stderr).not.toMatch(/another profile|no such file/);
-  });
+  }, 180_000);
 
   it.each([
     [["profile", "--import", "x"], "missing DIR"],

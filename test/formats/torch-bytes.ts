@@ -116,6 +116,8 @@ export interface PickledTensor {
   offset?: number;
   shape: readonly number[];
   strides?: readonly number[];
+  /** Opcodes of a seventh argument. */
+  marks?: string;
 }
 
 /** Opcodes of one tensor. */
@@ -126,12 +128,13 @@ export function tensorOps({
   offset = 0,
   shape,
   strides,
+  marks = "",
 }: PickledTensor): string {
   const rowMajor = shape.map((_, i) => shape.slice(i + 1).reduce((a, b) => a * b, 1));
   const id = `(${op.text("storage")}${op.global("torch", storage)}${op.text(key)}${op.text("cpu")}${op.long(elements)}t`;
   const hooks = `${op.global("collections", "OrderedDict")})R`;
   const sizes = `${op.long(offset)}${tupleOf(shape)}${tupleOf(strides ?? rowMajor)}`;
-  return `${op.global("torch._utils", "_rebuild_tensor_v2")}(${id}Q${sizes}${op.false}${hooks}tR`;
+  return `${op.global("torch._utils", "_rebuild_tensor_v2")}(${id}Q${sizes}${op.false}${hooks}${marks}tR`;
 }
 
 export const dictOps = (entries: Readonly<Record<string, string>>): string =>

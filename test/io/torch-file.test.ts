@@ -125,6 +125,7 @@ describe("refuses", () => {
     ["a negative size", () => one({ shape: [-2, -3] }), /whole numbers of at least 0/],
     ["fewer strides than sizes", () => one({ strides: [1] }), /2 sizes and 1 strides/],
     ["a hundred dimensions", () => one({ shape: Array<number>(100).fill(1) }), /at most 16 dimensions/],
+    ["values that are to be negated", () => one({ marks: dictOps({ neg: "\x88" }) }), /negated lazily/],
     ["rows that share bytes", () => one({ strides: [1, 1] }), /E_TORCH .*rows one after the other/],
     ["one value for all", () => one({ strides: [0, 0] }), /rows one after the other/],
     ["a storage that is shorter than it says", () => one({}, floats(5)), /expected 24 bytes in storage 0, found 20/],

@@ -40,6 +40,10 @@ export class TorchTensor extends PickleObject {
 /** The tensor of a file that holds nothing else has this name. */
 export const ONLY_TENSOR = "";
 
+/** torch counts its storages: anything else might lead elsewhere, or spoil a message. */
+const KEY = /^[\w-]{1,64}$/;
+/** Names are shown and compared, so they hold no control characters. */
+const NAME = /^\P{Cc}{1,1024}$/u;
 const MAX_DIMENSIONS = 16;
 const MAX_TENSORS = 1_000_000;
 
@@ -114,7 +118,7 @@ function storageOf(id: PickleValue, refuse: Refuse): TorchStorage {
   const [what, type, key, , elements] = id instanceof PickleTuple ? id.items : [];
   const global = type instanceof Object && "global" in type ? type.global : "";
   const dtype = STORAGES[global.replace(/^torch\./, "")];
-  const valid = what === "storage" && dtype !== undefined && typeof key === "string";
+  const valid = what === "storage" && dtype !== undefined && typeof key === "string" && KEY.test(key);
   if (!valid) return refuse("expected a persistent id to name a storage of torch");
   const [count] = sizeList(new PickleTuple([elements ?? null]), refuse) as [number];
   if (!Number.isSafeInteger(count * ELEMENT_BYTES.get(dtype)!)) return refuse(`storage ${key} is beyond 2^53 bytes`);
@@ -142,7 +146,7 @@ export function readTorchPickle(bytes: Uint8Array, path: string): Map<string, To
   check(root instanceof Map, "E_TORCH", `${path}: ${wanted}, found ${describe(root)}`);
   check(root.size <= MAX_TENSORS, "E_TORCH", `${path}: expected at most ${MAX_TENSORS} tensors, found ${root.size}`);
   for (const [name, value] of root) {
-    const valid = typeof name === "string" && name !== ONLY_TENSOR && value instanceof TorchTensor;
+    const valid = typeof name === "string" && NAME.test(name) && value instanceof TorchTensor;
     check(valid, "E_TORCH", () => {
       return `${path}: ${wanted}, found ${describe(value)} as ${JSON.stringify(name).slice(0, 120)}`;
     });

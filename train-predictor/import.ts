@@ -153,7 +153,13 @@ async function measureCurve(plan: ImportPlan, layer: number, { rank, weights }: 
   let row = 0;
   for await (const batch of readSamples(path)) {
     const rows = Int32Array.from({ length: batch.rows }, (_, i) => i).filter(() => row++ % stride === 0);
-    if (rows.length > 0) curve.add(await scorer.scores(batch.hidden, rows), batch.contributions, rows);
+    const labels = new Uint8Array(rows.length * nNeurons);
+    rows.forEach((from, i) =>
+      labels.set(batch.contributions.subarray(from * nNeurons, (from + 1) * nNeurons), i * nNeurons),
+    );
+    if (rows.length === 0) continue;
+    const index = rows.map((_, i) => i);
+    curve.add(await scorer.scores(batch.hidden, rows), labels, index);
   }
   return curve;
 }

@@ -5,8 +5,11 @@ import {
   type TrainPredictorOptions,
   type TrainPredictorResult,
 } from "../train-predictor/train-predictor.ts";
+import { runImport } from "./import-predictors.ts";
 import { formatBytes, formatNumber, printJson, printTable, stageContext } from "./output.ts";
 import { parseInteger, parseNumber } from "./sizes.ts";
+
+type Options = TrainPredictorOptions & { import?: string; json?: boolean };
 
 export function define(command: Command): void {
   command
@@ -23,9 +26,13 @@ export function define(command: Command): void {
     .option("--epochs <N>", "passes over them (default: until 240,000 rows were shown, four at least)", parseInteger(1))
     .option("--seed <N>", "of weights and order", parseInteger(0), 0)
     .option("--threads <N>", "default: all cores", parseInteger(1, 1024))
+    .option("--import <DIR>", "take predictors that were trained elsewhere: model_0.pt, model_1.pt, … as of PowerInfer")
     .option("--force", "train again even if the predictors are up to date")
     .option("--json", "print one JSON document")
-    .action(async (dir: string, { json, ...options }: TrainPredictorOptions & { json?: boolean }) => {
+    .action(async (dir: string, { json, import: folder, ...options }: Options) => {
+      if (folder !== undefined) {
+        return runImport(command, dir, { ...options, import: folder, ...(json && { json }) });
+      }
       const context = stageContext();
       try {
         const result = await trainPredictors(dir, options, context);

@@ -1,8 +1,9 @@
 import { readdir, readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { check, PiError } from "../formats/errors.ts";
-import type { SafetensorsFile, TensorEntry } from "../formats/safetensors.ts";
+import type { TensorEntry, TensorFile } from "../formats/safetensors.ts";
 import { readSafetensors } from "../io/safetensors-file.ts";
+import { ONLY_TENSOR, readTorchFile } from "../io/torch-file.ts";
 
 /** A Hugging Face folder: its config and where its tensors are. Only headers have been read. */
 export interface Checkpoint {
@@ -18,15 +19,29 @@ export interface Checkpoint {
   tensors: Map<string, { shard: Shard; entry: TensorEntry }>;
 }
 
-/** One safetensors file of a checkpoint. */
+/** One weight file of a checkpoint. */
 export interface Shard {
   /** File name inside the folder. */
   name: string;
-  file: SafetensorsFile;
+  file: TensorFile;
 }
 
-const SINGLE = "model.safetensors";
-const INDEX = "model.safetensors.index.json";
+/** A way to store weights: in one file, STEM + EXTENSION, or in shards that an index beside them names. */
+export interface WeightFormat {
+  stem: string;
+  extension: string;
+  read: (path: string) => Promise<TensorFile>;
+}
+
+/** The preferred one first. */
+const WEIGHT_FORMATS: readonly WeightFormat[] = [
+  { stem: "model", extension: ".safetensors", read: readSafetensors },
+  { stem: "pytorch_model", extension: ".bin", read: readStateDict },
+];
+
+const singleOf = ({ stem, extension }: WeightFormat): string => stem + extension;
+const indexOf = (format: WeightFormat): string => `${singleOf(format)}.index.json`;
+
 const CONFIG = "config.json";
 const GENERATION_CONFIG = "generation_config.json";
 
@@ -34,8 +49,9 @@ const GENERATION_CONFIG = "generation_config.json";
 const MAX_JSON_BYTES = 100e6;
 
 /**
- * Opens a local Hugging Face folder with `model.safetensors` or shards and their index. Throws `E_SOURCE` when it is no
- * such folder, `E_SAFETENSORS` for damaged files, `E_TENSOR` when index and shards disagree.
+ * Opens a local Hugging Face folder with its weights in one file or in shards and their index, safetensors rather than
+ * torch's. Throws `E_SOURCE` when it is no such folder, `E_SAFETENSORS`, `E_ZIP`, `E_PICKLE` and `E_TORCH` for damaged
+ * files, `E_TENSOR` when index and shards disagree.
  */
 export async function openCheckpoint(folder: string): Promise<Checkpoint> {
   const files = new Set(
@@ -46,46 +62,62 @@ export async function openCheckpoint(folder: string): Promise<Checkpoint> {
   const generationConfig = files.has(GENERATION_CONFIG) ? await readJson(join(folder, GENERATION_CONFIG)) : undefined;
   const configFiles = [CONFIG, GENERATION_CONFIG].filter((name) => files.has(name));
 
-  const weightMap = files.has(SINGLE) ? undefined : await readIndex(folder, files);
-  const names = weightMap ? [...new Set(weightMap.values())].sort() : [SINGLE];
+  const format = chooseFormat(files) ?? refuseOtherFormats(folder, files);
+  const weightMap = files.has(singleOf(format)) ? undefined : await readIndex(folder, files, format);
+  const names = weightMap ? [...new Set(weightMap.values())].sort() : [singleOf(format)];
   const shards: Shard[] = [];
-  for (const name of names) shards.push({ name, file: await readSafetensors(join(folder, name)) });
-  return { folder, config, generationConfig, configFiles, shards, tensors: collectTensors(shards, weightMap, folder) };
+  for (const name of names) shards.push({ name, file: await format.read(join(folder, name)) });
+  const tensors = collectTensors(shards, weightMap, folder, indexOf(format));
+  return { folder, config, generationConfig, configFiles, shards, tensors };
+}
+
+/** The preferred one of the formats that a folder or repository with these files has. */
+export function chooseFormat(files: ReadonlySet<string>): WeightFormat | undefined {
+  return WEIGHT_FORMATS.find((format) => files.has(singleOf(format)) || files.has(indexOf(format)));
+}
+
+/** Which of `files` belong to weights in this format. */
+export function weightFiles(files: ReadonlySet<string>, format: WeightFormat): string[] {
+  if (files.has(singleOf(format))) return [singleOf(format)];
+  const { stem, extension } = format;
+  const shard = (name: string) => name.startsWith(`${stem}-`) && /^[\w-]+$/.test(name.slice(0, -extension.length));
+  return [...files].filter((name) => name === indexOf(format) || (name.endsWith(extension) && shard(name)));
+}
+
+/** A torch file of named tensors. */
+async function readStateDict(path: string): Promise<TensorFile> {
+  const file = await readTorchFile(path);
+  check(!file.tensors.has(ONLY_TENSOR), "E_TORCH", `${path}: expected a state dict, found a tensor without a name`);
+  return file;
 }
 
 /** Tensor name to shard name. */
-async function readIndex(folder: string, files: ReadonlySet<string>): Promise<Map<string, string>> {
-  if (!files.has(INDEX)) refuseOtherFormats(folder, files);
-  const path = join(folder, INDEX);
+async function readIndex(
+  folder: string,
+  files: ReadonlySet<string>,
+  format: WeightFormat,
+): Promise<Map<string, string>> {
+  const path = join(folder, indexOf(format));
   const { weight_map: map } = ((await readJson(path)) ?? {}) as { weight_map?: unknown };
   check(map !== null && typeof map === "object", "E_SOURCE", `${path}: expected weight_map to be an object`);
   const entries = Object.entries(map as Record<string, unknown>);
   check(entries.length > 0, "E_SOURCE", `${path}: weight_map names no tensor`);
   for (const [tensor, shard] of entries) {
     // A name from a stranger: a plain file name cannot lead out of the folder.
-    const plain = typeof shard === "string" && /^[^/\\]+\.safetensors$/.test(shard);
-    check(
-      plain,
-      "E_SOURCE",
-      () => `${path}: ${tensor}: expected a .safetensors file of this folder, found ${JSON.stringify(shard)}`,
-    );
+    const plain = typeof shard === "string" && shard.endsWith(format.extension) && /^[^/\\]+$/.test(shard);
+    check(plain, "E_SOURCE", () => {
+      return `${path}: ${tensor}: expected a ${format.extension} file of this folder, found ${JSON.stringify(shard)}`;
+    });
     check(files.has(shard), "E_SOURCE", `${path}: shard ${shard} is missing`);
   }
   return new Map(entries as [string, string][]);
 }
 
-/** Says which other weights there are, and what to do. `folder` begins the message. */
+/** Says which other weights there are. `folder` begins the message. */
 export function refuseOtherFormats(folder: string, files: ReadonlySet<string>): never {
-  const found = (pattern: RegExp) => [...files].filter((name) => pattern.test(name)).sort();
-  const [pickle] = found(/\.(bin|pt|pth)$/);
-  if (pickle !== undefined) {
-    fail(
-      folder,
-      `only ${pickle} found, whose format can run code when it is read; save the model as safetensors first (transformers: model.save_pretrained(folder))`,
-    );
-  }
-  const [other] = found(/\.(gguf|safetensors)$/);
-  return fail(folder, `expected ${SINGLE} or ${INDEX}, found ${other ?? "neither"}`);
+  const other = [...files].filter((name) => /\.(gguf|safetensors|bin|pt|pth)$/.test(name)).sort()[0];
+  const wanted = WEIGHT_FORMATS.flatMap((format) => [singleOf(format), indexOf(format)]);
+  return fail(folder, `expected ${wanted.join(" or ")}, found ${other ?? "none of them"}`);
 }
 
 /** All tensors of all shards; each must be in one shard only, and in the one that the index names. */
@@ -93,6 +125,7 @@ function collectTensors(
   shards: readonly Shard[],
   weightMap: ReadonlyMap<string, string> | undefined,
   folder: string,
+  index: string,
 ): Checkpoint["tensors"] {
   const tensors: Checkpoint["tensors"] = new Map();
   for (const shard of shards) {
@@ -107,7 +140,7 @@ function collectTensors(
     check(
       actual === shard,
       "E_TENSOR",
-      `${folder}: tensor ${name}: expected in ${shard} (${INDEX}), found ${actual === undefined ? "nowhere" : `in ${actual}`}`,
+      `${folder}: tensor ${name}: expected in ${shard} (${index}), found ${actual === undefined ? "nowhere" : `in ${actual}`}`,
     );
   }
   return tensors;

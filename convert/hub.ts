@@ -5,7 +5,7 @@ import { check, PiError } from "../formats/errors.ts";
 import { writeAtomic } from "../io/atomic-file.ts";
 import type { StageContext } from "../io/progress.ts";
 import { COMPANION_FILES } from "../model/model-file.ts";
-import { refuseOtherFormats } from "./checkpoint.ts";
+import { chooseFormat, refuseOtherFormats, weightFiles } from "./checkpoint.ts";
 import { downloadBlob, type OpenRemote, type RemoteFile } from "./hub-download.ts";
 import { hubSettings, type HubSettings } from "./hub-settings.ts";
 
@@ -88,15 +88,12 @@ const abortable =
   (input, init) =>
     fetch(input, { ...init, signal });
 
-/** What of a repository is needed: config and tokenizer files, and its safetensors weights. */
+/** What of a repository is needed: config and tokenizer files, and its weights in the preferred format. */
 function chooseFiles(listing: readonly ListFileEntry[], name: string): RemoteFile[] {
   const names = new Set(listing.filter(({ type }) => type === "file").map(({ path }) => path));
-  const weights = names.has("model.safetensors")
-    ? /^model\.safetensors$/
-    : /^model(-[\w-]+)?\.safetensors(\.index\.json)?$/;
-  if (![...names].some((path) => weights.test(path))) refuseOtherFormats(name, names);
+  const weights = new Set(weightFiles(names, chooseFormat(names) ?? refuseOtherFormats(name, names)));
   const wanted = (path: string) =>
-    path === "config.json" || COMPANION_FILES.some((file) => file === path) || weights.test(path);
+    path === "config.json" || COMPANION_FILES.some((file) => file === path) || weights.has(path);
   return listing
     .filter(({ type, path }) => type === "file" && wanted(path))
     .map(({ path, size, oid, lfs }) => {

@@ -13,9 +13,9 @@ import type { Plan, PlannedOutput, Step } from "./plan.ts";
 const RECORD_BYTES = 512 * 2 ** 20;
 
 /**
- * Reads the shards once, front to back, and writes what is made of their tensors. Three tensors are in memory at most:
- * one source, what it becomes, and the next source, which is read meanwhile. Steps that `partial` has already are
- * only read for the hash.
+ * Reads the shards once, front to back, and writes what is made of their tensors. (Bytes that tensors of torch share are
+ * read for each.) Three tensors are in memory at most: one source, what it becomes, and the next source, which is read
+ * meanwhile. Steps that `partial` has already are only read for the hash.
  */
 export class TensorStream {
   /** sha256 of every shard that was read to its end, by name. */
@@ -28,6 +28,8 @@ export class TensorStream {
   readonly #sources: readonly [Buffer, Buffer];
   readonly #output: Buffer;
   #hash: Hash = createHash("sha256");
+  /** Bytes of the shard at work that are hashed: tensors may have gaps between them (torch), and may overlap. */
+  #hashed = 0;
   #bytes = 0;
   #unrecorded = { bytes: 0, outputs: [] as string[] };
 
@@ -49,15 +51,17 @@ export class TensorStream {
     let ahead = this.#read(finished);
     for (const [i, step] of steps.entries()) {
       this.#context.signal.throwIfAborted();
-      if (step.shard !== steps[i - 1]?.shard) await this.#beginShard(step.shard);
+      if (step.shard !== steps[i - 1]?.shard) this.#beginShard();
       if (i < finished) {
-        await this.#skip(step, i);
+        await this.#hashUpTo(step.shard, step.entry.end);
       } else {
         const source = await ahead;
         ahead = this.#read(i + 1);
         await this.#convert(step, source!);
       }
       const endsShard = step.shard !== steps[i + 1]?.shard;
+      if (endsShard) await this.#hashUpTo(step.shard, step.shard.file.size);
+      if (i < finished) this.#checkUnchanged(step, i);
       if (i >= finished && (endsShard || this.#unrecorded.bytes >= RECORD_BYTES)) await this.#record(i + 1);
       if (endsShard) this.shardHashes.set(step.shard.name, this.#hash.digest("hex"));
     }
@@ -80,15 +84,19 @@ export class TensorStream {
     return bytes;
   }
 
-  async #beginShard({ file }: Shard): Promise<void> {
+  #beginShard(): void {
     this.#hash = createHash("sha256");
-    await hashRange(this.#hash, file.path, 0, file.dataStart);
-    this.#advance(file.dataStart);
+    this.#hashed = 0;
   }
 
-  /** Hashes a tensor that was converted before the interruption, and checks that it still is what it was. */
-  async #skip({ shard, entry }: Step, i: number): Promise<void> {
-    await hashRange(this.#hash, shard.file.path, entry.begin, entry.end, (n) => this.#advance(n));
+  /** Reads and hashes what of the shard was not yet, up to `end`. */
+  async #hashUpTo({ file }: Shard, end: number): Promise<void> {
+    await hashRange(this.#hash, file.path, this.#hashed, end, (n) => this.#advance(n));
+    this.#hashed = Math.max(this.#hashed, end);
+  }
+
+  /** Checks that what was converted before the interruption still is what it was. */
+  #checkUnchanged({ shard }: Step, i: number): void {
     const recorded = this.#partial.finished.find(({ done }) => done === i + 1);
     check(
       recorded === undefined || recorded.source === this.#digest(),
@@ -98,12 +106,16 @@ export class TensorStream {
   }
 
   async #convert(step: Step, source: Uint8Array): Promise<void> {
+    const { begin, end } = step.entry;
+    await this.#hashUpTo(step.shard, begin);
     const written = this.#write(step, source); // converts on other threads while this one hashes
-    this.#hash.update(source);
+    const fresh = source.subarray(Math.min(source.length, this.#hashed - begin));
+    this.#hash.update(fresh);
+    this.#hashed = Math.max(this.#hashed, end);
     await written;
     this.#unrecorded.bytes += source.length;
     this.#unrecorded.outputs.push(...step.outputs.map(({ name }) => name));
-    this.#advance(source.length);
+    this.#advance(fresh.length);
   }
 
   async #write(step: Step, source: Uint8Array): Promise<void> {

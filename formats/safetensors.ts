@@ -25,6 +25,9 @@ export interface SafetensorsFile {
   tensors: Map<string, TensorEntry>;
 }
 
+/** Tensors in a file, whatever its format. */
+export type TensorFile = Pick<SafetensorsFile, "path" | "size" | "tensors">;
+
 /** A header that claims to be larger is an attempt to exhaust memory; the format's own limit. */
 export const MAX_HEADER_BYTES = 100_000_000;
 /** Far above any model; a header full of tiny entries costs CPU. */
@@ -36,7 +39,7 @@ const MAX_DEPTH = 4;
 export const LENGTH_BYTES = 8;
 
 /** Bytes per element of every dtype the format defines in whole bytes. */
-const ELEMENT_BYTES: ReadonlyMap<string, number> = new Map([
+export const ELEMENT_BYTES: ReadonlyMap<string, number> = new Map([
   ...["BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"].map((name) => [name, 1] as const),
   ...["U16", "I16", "F16", "BF16"].map((name) => [name, 2] as const),
   ...["U32", "I32", "F32"].map((name) => [name, 4] as const),

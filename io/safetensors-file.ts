@@ -11,10 +11,11 @@ import {
   type OutputTensor,
   type PlacedTensor,
   type SafetensorsFile,
+  type TensorFile,
 } from "../formats/safetensors.ts";
 import { writeAtomic } from "./atomic-file.ts";
 
-export type { OutputTensor, SafetensorsFile } from "../formats/safetensors.ts";
+export type { OutputTensor, SafetensorsFile, TensorFile } from "../formats/safetensors.ts";
 
 /** Opens `path`, reads and checks its header, and closes it. Throws `E_FILE` or `E_SAFETENSORS`. */
 export async function readSafetensors(path: string): Promise<SafetensorsFile> {
@@ -35,7 +36,7 @@ export async function readSafetensors(path: string): Promise<SafetensorsFile> {
  * The stored bytes of one tensor, in the first bytes of `into` where that is given. Throws `E_TENSOR` when the file has
  * no such tensor.
  */
-export async function readTensorBytes(source: SafetensorsFile, name: string, into?: Buffer): Promise<Uint8Array> {
+export async function readTensorBytes(source: TensorFile, name: string, into?: Buffer): Promise<Uint8Array> {
   const entry = source.tensors.get(name);
   check(entry, "E_TENSOR", `${source.path}: no tensor ${name}`);
   const file = await open(source.path, "r");

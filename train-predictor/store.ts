@@ -1,4 +1,4 @@
-import { rowBytes, type DType } from "../formats/dtypes.ts";
+import { DTYPES, rowBytes, type DType } from "../formats/dtypes.ts";
 import { native, type PredictorWeights } from "../native/index.ts";
 
 /** Types a predictor's matrices may be stored in, the one that costs most first. */
@@ -31,8 +31,8 @@ export async function storePredictor(
   dtype: PredictorDType,
 ): Promise<StoredPredictor> {
   const [rank, nNeurons] = [weights.fc1Bias.length, weights.fc2Bias.length];
-  const fc1 = await storeMatrix(weights.fc1, rank, dim, dim % 32 === 0 ? dtype : "f16");
-  const fc2 = await storeMatrix(weights.fc2, nNeurons, rank, dtype);
+  const fc1 = await storeMatrix(weights.fc1, rank, dim, matrixDType(dim, dtype));
+  const fc2 = await storeMatrix(weights.fc2, nNeurons, rank, matrixDType(rank, dtype));
   const tensors = {
     "fc1.weight": fc1,
     "fc1.bias": { dtype: "f32" as const, bytes: bytesOf(weights.fc1Bias) },
@@ -41,6 +41,11 @@ export async function storePredictor(
   };
   const bytes = Object.values(tensors).reduce((sum, tensor) => sum + tensor.bytes.length, 0);
   return { rank, dtype, tensors, bytes, weights: { ...weights, fc1: fc1.values, fc2: fc2.values } };
+}
+
+/** The type of a matrix with rows of `cols` elements when `dtype` is asked for. */
+export function matrixDType(cols: number, dtype: PredictorDType): PredictorDType {
+  return cols % DTYPES[dtype].blockSize === 0 ? dtype : "f16";
 }
 
 async function storeMatrix(

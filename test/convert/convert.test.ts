@@ -308,11 +308,13 @@ describe("refuses, in one line and leaving nothing", () => {
   test("weights in other formats, saying what to do", async () => {
     const folder = await changed(() => undefined);
     await rm(join(folder, "model.safetensors"));
-    expect((await failure(folder)).message).toMatch(/expected model.safetensors or .*found neither/);
+    expect((await failure(folder)).message).toMatch(
+      /expected model.safetensors or .*pytorch_model.bin or .*found none of them/,
+    );
     await writeFile(join(folder, "model.gguf"), "");
     expect((await failure(folder)).message).toMatch(/found model.gguf/);
-    await writeFile(join(folder, "pytorch_model.bin"), "");
-    expect((await failure(folder)).message).toMatch(/only pytorch_model.bin found, .*save_pretrained/);
+    await writeFile(join(folder, "consolidated.00.pth"), "");
+    expect((await failure(folder)).message).toMatch(/found consolidated.00.pth/);
   });
 
   test("a file, a folder that is not there, the source as its own output", async () => {

@@ -100,9 +100,27 @@ describe("download", () => {
     );
   });
 
-  test("refuses a model without safetensors, before downloading anything", async () => {
-    for (const name of ["model.safetensors", "consolidated.safetensors"]) hub.files.delete(name);
-    expect((await fail(NAME)).message).toMatch(/org\/tiny: only pytorch_model.bin found/);
+  test("takes torch's weights where there are no others", async () => {
+    for (const name of ["model.safetensors", "pytorch_model.bin"]) hub.files.delete(name);
+    const names = [1, 2].map((i) => `pytorch_model-0000${i}-of-00002.bin`);
+    for (const name of ["config.json", "pytorch_model.bin.index.json", ...names]) {
+      hub.files.set(name, { bytes: await readFile(join(fixture("torch/opt"), name)), lfs: name.endsWith("bin") });
+    }
+    hub.files.set("training_args.bin", { bytes: Buffer.alloc(1000) });
+    const output = join(cache, "out");
+    await convert({ source: NAME, output, dtype: "f32" }, quiet);
+    expect((await readModelFile(output)).config.architecture).toBe("opt");
+    const snapshot = join(cache, REPO, "snapshots", COMMIT);
+    expect((await readdir(snapshot)).sort()).toEqual(
+      ["config.json", ...names, "pytorch_model.bin.index.json", "tokenizer.json"].sort(),
+    );
+  });
+
+  test("refuses a model without either, before downloading anything", async () => {
+    for (const name of ["model.safetensors", "pytorch_model.bin"]) hub.files.delete(name);
+    expect((await fail(NAME)).message).toMatch(
+      /org\/tiny: expected model.safetensors or .*, found consolidated.safetensors/,
+    );
     expect(await readdir(cache)).toEqual([]);
   });
 });

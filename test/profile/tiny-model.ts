@@ -36,8 +36,14 @@ export const TINY: ModelConfig = {
 
 const TOKENIZER = fileURLToPath(new URL("../fixtures/tokenizer/byte-level.json", import.meta.url));
 
-/** Writes the model into the new directory `dir`; another seed gives other weights, `format` another `pi.format`. */
-export async function writeTinyModel(dir: string, { seed = 1, config = TINY, format = "model" } = {}): Promise<void> {
+/**
+ * Writes the model into the new directory `dir`; another seed gives other weights, `format` another `pi.format`, `vector`
+ * other elements of norms and biases than 1.
+ */
+export async function writeTinyModel(
+  dir: string,
+  { seed = 1, config = TINY, format = "model", vector = (_name: string, _index: number): number => 1 } = {},
+): Promise<void> {
   await mkdir(dir, { recursive: true });
   await copyFile(TOKENIZER, join(dir, "tokenizer.json"));
   await writeFile(join(dir, "tokenizer_config.json"), JSON.stringify({ bos_token: "<s>", eos_token: "</s>" }));
@@ -56,10 +62,10 @@ export async function writeTinyModel(dir: string, { seed = 1, config = TINY, for
   };
   await writeSafetensors(join(dir, MODEL_FILE), tensors, {
     metadata,
-    produce: ({ shape }) => {
+    produce: ({ name, shape }) => {
       const size = shape.reduce((a, b) => a * b, 1);
       const scale = shape.length === 1 ? 0 : 1 / Math.sqrt(shape[1]!);
-      const values = Float32Array.from({ length: size }, () => (scale === 0 ? 1 : normal() * scale));
+      const values = Float32Array.from({ length: size }, (_, i) => (scale === 0 ? vector(name, i) : normal() * scale));
       return Promise.resolve(new Uint8Array(values.buffer));
     },
   });

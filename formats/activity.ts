@@ -80,13 +80,15 @@ export function parseActivity(text: string, file: string, shape: { nLayers: numb
 
 /** A curve of `n` neurons, none of which can have fired more than `tokens` times, the hotter the more often. */
 function readCurve(fields: Fields, where: string, n: number, tokens: number): ActivityCurve {
-  const [neurons, activations] = [fields.numbers("neurons", 0, n), fields.numbers("activations")];
+  const [neurons, activations] = [fields.numbers("neurons"), fields.numbers("activations")];
+  const whole = [...neurons, ...activations].every(Number.isSafeInteger);
+  const ends = neurons[0] === 0 && neurons.at(-1) === n && activations[0] === 0;
   check(
-    neurons.length === activations.length && neurons[0] === 0 && activations[0] === 0 && neurons.at(-1) === n,
+    whole && ends && neurons.length === activations.length,
     "E_FORMAT",
     () =>
-      `${where}: expected as many ranks, from 0 to ${n}, as sums, from 0 on; found ${neurons.length}, from ` +
-      `${neurons[0]} to ${neurons.at(-1)}, and ${activations.length}, from ${activations[0]}`,
+      `${where}: expected as many ranks, from 0 to ${n}, as sums, from 0 on, as whole numbers; found ${neurons.length}, ` +
+      `from ${neurons[0]} to ${neurons.at(-1)}, and ${activations.length}, from ${activations[0]}`,
   );
   let steepest = tokens;
   for (let k = 1; k < neurons.length; k++) {
@@ -94,7 +96,7 @@ function readCurve(fields: Fields, where: string, n: number, tokens: number): Ac
     check(
       neurons[k]! > neurons[k - 1]! && slope >= 0 && slope <= steepest,
       "E_FORMAT",
-      `${where}: expected neurons hot first, of at most ${steepest} activations each at rank ${neurons[k]}, found ${slope}`,
+      `${where}: expected neurons hot first, of at most ${steepest} activations each, found ${slope} up to rank ${neurons[k]}`,
     );
     steepest = slope;
   }

@@ -135,12 +135,12 @@ function modelPanel(all: Pick<LayerCost, "curve" | "chosen">, y: Scale, [left, r
       visible(all).map((cost) => place(cost, x, y)),
       { class: "line thick ink", "data-curve": "model" },
     ),
-    all.chosen.recall < COMPLETE ? inUse(all.chosen, place(all.chosen, x, y), left) : undefined,
+    all.chosen.recall < COMPLETE ? chosenDot(all.chosen, place(all.chosen, x, y), left) : undefined,
   );
 }
 
 /** The dot of the thresholds in use with its numbers: left of it, where the curve never is, if there is room. */
-function inUse({ recall, bytes: read }: Cost, at: Point, left: number): Markup[] {
+function chosenDot({ recall, bytes: read }: Cost, at: Point, left: number): Markup[] {
   const before = at[0] - left > 150;
   const [x, y] = before ? [at[0] - 12, at[1] - 4] : [at[0] + 12, at[1] + 16];
   const side = before ? "end halo" : "halo";

@@ -202,7 +202,10 @@ describe("bytes per token", () => {
     const { x } = axes(svg);
     const [dense, exact, predictor] = ["dense", "exact", "predictor"].map((mode) => {
       const bar = byAttribute(svg, "data-mode", mode)[0]!;
+      let end = 0;
       const parts = byName(bar, "rect").map((rect) => {
+        if (end > 0) expect(number(rect, "x")).toBeCloseTo(end, 1);
+        end = number(rect, "x") + number(rect, "width");
         const size = x(number(rect, "x") + number(rect, "width")) - x(number(rect, "x"));
         return [rect.attributes["data-part"], size] as const;
       });

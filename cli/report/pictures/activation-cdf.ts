@@ -42,7 +42,7 @@ export function activationCdf({ activity }: Contents): Picture | undefined {
     modelPanel(model, 52, 528),
     layersPanel(layers, chosen, 652, FULL_WIDTH - 24),
   );
-  const never = model.never === 0 ? "each of them did" : `${percent(model.never / size(model))} never did`;
+  const never = model.never === 0 ? "all of them did at least once" : `${percent(model.never / size(model))} never did`;
   const note =
     `Neurons sorted by how often they fired over ${formatNumber(tokens)} tokens; ${never}. ` +
     `The dashed diagonal is what neurons that all fire equally often would give.`;

@@ -73,7 +73,8 @@ export const RECALL_COST_MISSING = {
   id: ID,
   heading: HEADING,
   missing:
-    "No predictors with their curves and weights are here: pi train-predictor measures them, pi place packs them.",
+    "There are no predictors with curves, or no weights to price them by: pi train-predictor measures curves (with --force " +
+    "where predictors were trained before curves were kept), pi place packs them.",
 };
 
 const recallText = (recall: number): string => `${formatNumber(100 * recall, 5)} %`;

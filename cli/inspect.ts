@@ -1,7 +1,8 @@
 import type { Command } from "commander";
 import { open, stat } from "node:fs/promises";
-import { join } from "node:path";
+import { basename, join, resolve } from "node:path";
 import type { Activations } from "../formats/activations.ts";
+import { activityOf } from "../formats/activity.ts";
 import { PiError } from "../formats/errors.ts";
 import { parsePredictors, type PredictorMetrics, type QualityReport } from "../formats/predictors.ts";
 import type { Provenance } from "../formats/provenance.ts";
@@ -13,9 +14,12 @@ import { MODEL_FILE, readModelFile, storedTensors, type ModelFile, type StoredTe
 import { summarise } from "../profile/summary.ts";
 import { formatBytes, formatNumber, printJson, printTable } from "./output.ts";
 import { percent, printPlacement } from "./place.ts";
+import type { Contents } from "./report/contents.ts";
+import { writeReport } from "./report/write.ts";
 
 interface Options {
   tensors?: boolean;
+  report?: string;
   json?: boolean;
 }
 
@@ -23,9 +27,12 @@ export function define(command: Command): void {
   command
     .argument("<X>", "artifact, directory of a model, or any one file of it")
     .option("--tensors", "list every tensor")
+    .option("--report <out.html>", "also write a page of pictures: sparsity, predictors, placement, bytes")
     .option("--json", "print one JSON document")
     .action(async (path: string, options: Options) => {
-      const sections = await inspect(path, options);
+      const { sections, contents } = await inspect(path, options);
+      if (options.report !== undefined)
+        sections.push(await reportSection(options.report, { ...contents, name: basename(resolve(path)) }));
       if (options.json) return printJson(merge(sections));
       for (const [i, section] of sections.entries()) {
         if (i > 0) process.stdout.write("\n");
@@ -47,39 +54,53 @@ function merge(sections: Section[]): object {
   return { ...(Object.assign({}, ...members) as object), provenance: Object.assign({}, ...provenances) as object };
 }
 
-/** Sections on whatever `path` is. Throws `E_FILE`, `E_FORMAT` and what reading that kind of file throws. */
-async function inspect(path: string, options: Options): Promise<Section[]> {
+/** What was found: as text, and as values for pictures. */
+interface Found {
+  sections: Section[];
+  contents: Omit<Contents, "name">;
+}
+
+/** Whatever `path` is. Throws `E_FILE`, `E_FORMAT` and what reading that kind of file throws. */
+async function inspect(path: string, options: Options): Promise<Found> {
   if (await isDirectory(path)) return inspectDirectory(path, options);
-  if (await isArrow(path)) return activationSections(await readActivations(path), path);
+  if (await isArrow(path)) return inspectActivations(path);
   const { metadata } = await readSafetensors(path);
   const format = metadata["pi.format"];
-  if (format === "model" || format === "artifact") return modelSections(await readModelFile(path), options);
-  if (format === "predictors") return predictorFileSections(path, options);
+  if (format === "model" || format === "artifact") return inspectModel(path, options);
+  if (format === "predictors") return inspectPredictors(path, options);
   throw new PiError(
     "E_FORMAT",
     `${path}: expected a model, an artifact, activations or predictors, found ${format ?? "another file"}`,
   );
 }
 
-async function inspectDirectory(dir: string, options: Options): Promise<Section[]> {
-  const sections = modelSections(await readModelFile(join(dir, MODEL_FILE)), options);
+async function inspectDirectory(dir: string, options: Options): Promise<Found> {
   const [activations, predictors] = [activationsPath(dir), join(dir, "predictors.safetensors")];
-  if (await exists(activations)) sections.push(...activationSections(await readActivations(activations), activations));
-  if (await exists(predictors)) sections.push(...(await predictorFileSections(predictors, options)));
-  return sections;
+  const found = [await inspectModel(join(dir, MODEL_FILE), options)];
+  if (await exists(activations)) found.push(await inspectActivations(activations));
+  if (await exists(predictors)) found.push(await inspectPredictors(predictors, options));
+  return {
+    sections: found.flatMap(({ sections }) => sections),
+    contents: Object.assign({}, ...found.map(({ contents }) => contents)) as Found["contents"],
+  };
 }
 
-function modelSections(file: ModelFile, options: Options): Section[] {
+async function inspectModel(source: string, options: Options): Promise<Found> {
+  const file = await readModelFile(source);
   const { path, format, config, dtype, weights, tensors, provenance } = file;
   const sections = [configSection({ path, format, dtype, weights, config }), tensorSection(tensors, config, options)];
+  let contents: Found["contents"] = { model: file };
   if (format === "artifact") {
-    const { name, placement, predictors, quality, files } = readArtifact(file);
+    const { name, files, ...artifact } = readArtifact(file);
+    const { placement, predictors, quality } = artifact;
     const placed = { placement, predictors: predictors !== undefined };
     sections.push({ json: { name, files: Object.keys(files), placement }, print: () => printPlacement(placed) });
     if (predictors) sections.push(predictorSection(predictors));
     if (quality) sections.push(qualitySection(quality));
+    const { contextTokens } = provenance.options;
+    contents = { ...contents, ...artifact, ...(typeof contextTokens === "number" && { contextTokens }) };
   }
-  return [...sections, provenanceSection(provenance, "model")];
+  return { sections: [...sections, provenanceSection(provenance, "model")], contents };
 }
 
 function configSection(model: Pick<ModelFile, "path" | "format" | "dtype" | "weights" | "config">): Section {
@@ -144,6 +165,11 @@ function tensorSection(tensors: Map<string, StoredTensor>, config: ModelConfig |
   };
 }
 
+async function inspectActivations(path: string): Promise<Found> {
+  const activations = await readActivations(path);
+  return { sections: activationSections(activations, path), contents: { activity: activityOf(activations) } };
+}
+
 function activationSections(activations: Activations, path: string): Section[] {
   const layers = summarise(activations);
   const { tokens, heldoutTokens, sampleRate, corpora, provenance } = activations;
@@ -163,12 +189,13 @@ function activationSections(activations: Activations, path: string): Section[] {
   return [{ json: { activations: activation }, print }, provenanceSection(provenance, "activations")];
 }
 
-async function predictorFileSections(path: string, options: Options): Promise<Section[]> {
+async function inspectPredictors(path: string, options: Options): Promise<Found> {
   const file = await readSafetensors(path);
   const layers = JSON.parse(file.metadata["pi.predictors"] ?? "[]") as unknown[];
   const { metrics, quality, provenance } = parsePredictors(file.metadata, path, layers.length);
   const list = options.tensors ? [tensorSection(storedTensors(file), undefined, options)] : [];
-  return [...list, predictorSection(metrics), qualitySection(quality), provenanceSection(provenance, "predictors")];
+  const sections = [predictorSection(metrics), qualitySection(quality), provenanceSection(provenance, "predictors")];
+  return { sections: [...list, ...sections], contents: { predictors: metrics, quality } };
 }
 
 function predictorSection(predictors: PredictorMetrics[]): Section {
@@ -205,6 +232,19 @@ function provenanceSection(provenance: Provenance, of: string): Section {
   const hashes = Object.entries(inputs).map(([role, hash]) => [`from ${role}`, hash.slice(0, 12)]);
   const pairs = { [`${of} made by`]: `${tool} ${stage}`, ...options, ...Object.fromEntries(hashes) };
   return { json: { provenance: { [of]: provenance } }, print: () => printPairs(pairs) };
+}
+
+/** Writes the page of pictures; what it shows and what is left out is part of the answer. */
+async function reportSection(path: string, contents: Contents): Promise<Section> {
+  const { pictures, leftOut } = await writeReport(path, contents);
+  const missing = leftOut.map(({ id, missing: reason }) => ({ id, reason }));
+  return {
+    json: { report: { path, pictures: pictures.map(({ id }) => id), leftOut: missing } },
+    print: () => {
+      process.stdout.write(`${path}: ${pictures.length} pictures\n`);
+      for (const { heading, missing: reason } of leftOut) process.stdout.write(`left out: ${heading}. ${reason}\n`);
+    },
+  };
 }
 
 /** A name and a value a line; objects as JSON. */

@@ -144,9 +144,13 @@ export function formatBytes(n: number): string {
   return `${unit > 0 && value < 100 ? Number(value.toPrecision(3)) : Math.round(value)} ${units[unit]}`;
 }
 
+/** From here on numbers are written as powers of ten: no count is as large, and a double knows no more digits. */
+const ASTRONOMIC = 1e15;
+
 /** At least `digits` significant digits, never fewer than the integer part has, thousands apart; "–" when there is no number. */
 export function formatNumber(n: number, digits = 3): string {
   if (!Number.isFinite(n)) return "–";
+  if (Math.abs(n) >= ASTRONOMIC) return n.toPrecision(digits);
   const integerDigits = Math.max(1, Math.floor(Math.log10(Math.max(1, Math.abs(n)))) + 1);
   return n.toLocaleString("en-US", { maximumSignificantDigits: Math.max(digits, integerDigits) });
 }

@@ -70,10 +70,10 @@ async function ask(): Promise<void> {
 const NEXT = [
   [`run ${ARTIFACT} "It was a dark night"`, "another text; without one it chats"],
   [`serve ${ARTIFACT}`, "http://127.0.0.1:8080/v1 for any OpenAI client"],
-  [`inspect ${ARTIFACT}`, "what is in the file"],
+  [`inspect ${ARTIFACT} --report out/demo/report.html`, "what is in the file, with pictures"],
   ["build ORG/NAME --corpus TEXT --vram 8G -o X.pi", "a model of your own"],
 ]
-  .map(([command, what]) => `  node dist/cli/main.js ${command!.padEnd(50)}  ${what}\n`)
+  .map(([command, what]) => `  node dist/cli/main.js ${command!.padEnd(60)}  ${what}\n`)
   .join("");
 
 try {

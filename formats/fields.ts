@@ -73,6 +73,25 @@ export class Fields {
     return value.map((item, i) => new Fields(item, this.#file, this.#code, `${this.#at(key)}[${i}]`));
   }
 
+  /** A list of at most `max` objects. */
+  list(key: string, max: number): Fields[] {
+    const value = this.#members[key];
+    const length = Array.isArray(value) ? value.length : 0;
+    return length <= max ? this.objects(key, length) : this.#fail(key, `a list of at most ${max}`, value);
+  }
+
+  has(key: string): boolean {
+    return this.#members[key] !== undefined;
+  }
+
+  /** A list of numbers of at least `min`, at most `max`. */
+  numbers(key: string, min = 0, max = Infinity): number[] {
+    const value = this.#members[key];
+    if (!Array.isArray(value)) return this.#fail(key, "a list of numbers", value);
+    const items = new Fields({ ...value }, this.#file, this.#code, this.#at(key));
+    return value.map((_, i) => items.number(String(i), min, max));
+  }
+
   #at(key: string): string {
     return key === "" ? this.#path : this.#path === "" ? key : `${this.#path}.${key}`;
   }

@@ -18,7 +18,12 @@ export interface PredictorMetrics {
   predictedSparsity: number;
   /** Of the stored tensors. */
   bytes: number;
+  /** What other thresholds would give, in ascending order of recall. */
+  curve?: CurvePoint[];
 }
+
+/** One threshold of a layer's predictor. */
+export type CurvePoint = Pick<PredictorMetrics, "weightedRecall" | "predictedSparsity" | "threshold">;
 
 /** A mode's outputs against the same weights dense, teacher forced over a corpus. KL in nats. */
 export interface QualityReport {
@@ -75,7 +80,12 @@ export function parsePredictors(metadata: Record<string, string>, path: string, 
 /** Parses `pi.predictors`: a list of one entry a layer. Throws `E_FORMAT`. */
 export function parsePredictorMetrics(text: string, path: string, nLayers: number): PredictorMetrics[] {
   const list = Fields.parse(`{"layers": ${text || "null"}}`, `${path}: pi.predictors`, "E_FORMAT");
-  return list.objects("layers", nLayers).map((layer) => ({
+  return list.objects("layers", nLayers).map(parseMetrics);
+}
+
+function parseMetrics(layer: Fields): PredictorMetrics {
+  const curve = layer.has("curve") ? layer.list("curve", MAX_CURVE).map(parsePoint) : undefined;
+  return {
     rank: layer.integer("rank", 1),
     threshold: layer.number("threshold", -Infinity),
     recall: layer.number("recall", 0, 1),
@@ -84,8 +94,18 @@ export function parsePredictorMetrics(text: string, path: string, nLayers: numbe
     trueSparsity: layer.number("trueSparsity", 0, 1),
     predictedSparsity: layer.number("predictedSparsity", 0, 1),
     bytes: layer.integer("bytes"),
-  }));
+    ...(curve && { curve }),
+  };
 }
+
+/** Most points of a curve. */
+const MAX_CURVE = 1024;
+
+const parsePoint = (point: Fields): CurvePoint => ({
+  weightedRecall: point.number("weightedRecall", 0, 1),
+  predictedSparsity: point.number("predictedSparsity", 0, 1),
+  threshold: point.number("threshold", -Infinity),
+});
 
 /** Parses `pi.quality`. Throws `E_FORMAT`. */
 export function parseQuality(text: string, path: string): QualityReport {

@@ -1,3 +1,4 @@
+import { parseActivity, type Activity } from "../formats/activity.ts";
 import { check, PiError } from "../formats/errors.ts";
 import { parsePlacement, type Placement } from "../formats/placement.ts";
 import {
@@ -13,6 +14,8 @@ export interface Artifact {
   /** What `/v1/models` shows. */
   name: string;
   placement: Placement;
+  /** How unequally its neurons fired while they were profiled; absent in artifacts that were packed without it. */
+  activity?: Activity;
   /** One entry a layer; absent when it was packed without predictors. */
   predictors?: PredictorMetrics[];
   /** Quality of predictor mode, as measured when the predictors were trained. */
@@ -31,10 +34,11 @@ export function readArtifact({ format, path, metadata, config }: ModelFile): Art
     "E_FORMAT",
     `${path}: expected an artifact (pi place makes one), found a ${format} file`,
   );
-  const { "pi.predictors": predictors, "pi.quality": quality } = metadata;
+  const { "pi.predictors": predictors, "pi.quality": quality, "pi.activity": activity } = metadata;
   return {
     name: metadata["pi.name"] ?? "",
     placement: parsePlacement(metadata["pi.placement"] ?? "", path, config),
+    ...(activity === undefined ? {} : { activity: parseActivity(activity, path, config) }),
     ...(predictors === undefined ? {} : { predictors: parsePredictorMetrics(predictors, path, config.nLayers) }),
     ...(quality === undefined ? {} : { quality: parseQuality(quality, path) }),
     files: readFiles(metadata["pi.files"] ?? "{}", path),

@@ -1,4 +1,5 @@
 import { basename } from "node:path";
+import { activityOf } from "../formats/activity.ts";
 import type { Placement } from "../formats/placement.ts";
 import { provenance, sameProvenance } from "../formats/provenance.ts";
 import { sha256 } from "../io/hash.ts";
@@ -70,7 +71,7 @@ export async function place(dir: string, options: PlaceOptions, context: StageCo
 
 /** Everything an artifact says of itself but its provenance and tensors. */
 function artifactMetadata(
-  { model, predictors, files }: Inputs,
+  { model, activations, predictors, files }: Inputs,
   placement: Placement,
   name: string,
 ): Record<string, string> {
@@ -82,6 +83,7 @@ function artifactMetadata(
       ? { "pi.predictors": JSON.stringify(predictors.metrics), "pi.quality": JSON.stringify(predictors.quality) }
       : {}),
     "pi.placement": JSON.stringify(placement),
+    "pi.activity": JSON.stringify(activityOf(activations)),
     "pi.files": JSON.stringify(files),
     "pi.name": name,
   };

@@ -1,4 +1,5 @@
 import type { Activations, LayerActivations } from "../formats/activations.ts";
+import { activityCurve } from "../formats/activity.ts";
 
 /** How sparse and how skewed one layer is. Shares in [0, 1]. */
 export interface LayerSummary {
@@ -10,21 +11,12 @@ export interface LayerSummary {
   never: number;
 }
 
-/** The share of activations that the hot neurons of {@link LayerSummary.hot80} give, as in the paper. */
-const HOT_SHARE = 0.8;
-
 export function summarise({ layers, tokens }: Activations): LayerSummary[] {
   return layers.map((layer) => summariseLayer(layer, tokens));
 }
 
 function summariseLayer({ count }: LayerActivations, tokens: number): LayerSummary {
-  const counts = Array.from(count, Number).sort((a, b) => b - a);
-  const total = counts.reduce((sum, n) => sum + n, 0);
-  let hot = 0;
-  for (let sum = 0; sum < HOT_SHARE * total; hot++) sum += counts[hot]!;
-  return {
-    idle: 1 - total / (counts.length * tokens),
-    hot80: hot / counts.length,
-    never: counts.filter((n) => n === 0).length / counts.length,
-  };
+  const { activations, hot80, never } = activityCurve(Float64Array.from(count, Number));
+  const n = count.length;
+  return { idle: 1 - activations.at(-1)! / (n * tokens), hot80: hot80 / n, never: never / n };
 }

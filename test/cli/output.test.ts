@@ -159,6 +159,7 @@ describe("formats", () => {
     [12.345, "12.3"],
     [1234567.8, "1,234,568"],
     [-1.5, "-1.5"],
+    [3.4028234663852886e38, "3.40e+38"],
     [NaN, "–"],
   ])("shows the number %d as %s", (n, text) => {
     expect(formatNumber(n)).toBe(text);

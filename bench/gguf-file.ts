@@ -3,8 +3,8 @@ import { tensorBytes, type DType } from "../formats/dtypes.ts";
 import { check, PiError } from "../formats/errors.ts";
 import { writeAtomic } from "../io/atomic-file.ts";
 
-/** Metadata values, by the GGUF type they are written as: u32, string, string[], f32[], i32[], f32. */
-export type GgufValue = number | string | readonly string[] | Float32Array | Int32Array | { f32: number };
+/** Metadata values, by the GGUF type they are written as: u32, bool, string, string[], f32[], i32[], f32. */
+export type GgufValue = number | boolean | string | readonly string[] | Float32Array | Int32Array | { f32: number };
 
 export interface GgufTensor {
   name: string;
@@ -26,7 +26,7 @@ const VERSION = 3;
 /** Data, and every tensor in it, starts on a multiple of this: the format's default. */
 const ALIGN = 32;
 /** GGUF's numbers of metadata types, and of ours among the tensor types. */
-const TYPE = { u32: 4, i32: 5, f32: 6, string: 8, array: 9 } as const;
+const TYPE = { u32: 4, i32: 5, f32: 6, bool: 7, string: 8, array: 9 } as const;
 const TENSOR_TYPE: Partial<Record<DType, number>> = { f32: 0, f16: 1, q4_0: 2, q8_0: 8, bf16: 30 };
 
 const padded = (bytes: number): number => Math.ceil(bytes / ALIGN) * ALIGN;
@@ -73,6 +73,7 @@ function tensorType(name: string, dtype: DType): number {
 
 function encodeValue(value: GgufValue): Buffer[] {
   if (typeof value === "number") return [u32(TYPE.u32), u32(value)];
+  if (typeof value === "boolean") return [u32(TYPE.bool), Buffer.of(Number(value))];
   if (typeof value === "string") return [u32(TYPE.string), string(value)];
   if (value instanceof Float32Array) return [...arrayHead(TYPE.f32, value.length), bytesOf(value)];
   if (value instanceof Int32Array) return [...arrayHead(TYPE.i32, value.length), bytesOf(value)];

@@ -115,16 +115,21 @@ function llamaBench(peer: Fields, { args = [], batchArgs = [] }: Extra): Runs {
   };
 }
 
+/** Any of the forty likeliest tokens, whatever their logits. */
+const VARIED = ["--temp", "1e6", "--top-k", "40", "--top-p", "1", "--min-p", "0", "--seed", "1"];
+
 /**
  * PowerInfer through its `main`, whose text is sampled: its `llama-bench` decodes one token over and over, and with it the
- * same neurons. Its batched bench does that too, which flatters it, and has no option for threads: all cores or nothing.
+ * same neurons, which the caches then hold. The likeliest token after one is that token again where the head is the
+ * embedding, as in its OPT: hence {@link VARIED}. Its batched bench repeats one token too, which flatters it, and has no
+ * option for threads: all cores or nothing.
  */
 function powerInfer(peer: Fields, { args = [] }: Extra): Runs {
   const [bin, model] = [peer.string("bin"), peer.string("model")];
   return (threads, wanted) => {
     const common = ["-m", model, "-t", `${threads}`, "-c", "1024", "-b", "512", "--ignore-eos", ...args];
     const main = (prompt: number, tokens: number): string[] =>
-      [join(bin, "main"), ...common, "--temp", "0.8", "--seed", "1"].concat("-p", letters(prompt), "-n", `${tokens}`);
+      [join(bin, "main"), ...common, ...VARIED].concat("-p", letters(prompt), "-n", `${tokens}`);
     const runs: Run[] = [];
     if (wanted.has("decode")) {
       const command = main(BATCH_PROMPT, DECODE_TOKENS + 1);

@@ -79,6 +79,13 @@ describe("engines", () => {
     ]);
   });
 
+  test("PowerInfer's text varies whatever its logits: one token over and over would use the same neurons", () => {
+    const powerInfer = { name: "PowerInfer", kind: "powerinfer", bin: "/bin", model: "m.gguf" };
+    const [engine] = parsePeers(JSON.stringify({ peers: [powerInfer] }), "peers.json");
+    const [run] = engine!.runs(1, new Set(["decode"]));
+    expect(run!.command.join(" ")).toMatch(/^\/bin\/main .* --temp 1e6 --top-k 40 --top-p 1 --min-p 0 .*-n 65$/);
+  });
+
   test("pi's prompts are dense in every mode, so one mode measures them", () => {
     const metrics = new Set(METRICS);
     const engines = piEngines("DIR", ["dense", "predictor"], ["--predictors", "P"]);

@@ -4,6 +4,7 @@ import type { StageContext } from "../io/progress.ts";
 import { FFN_MODE, KV_BLOCK, native, type Choice, type EngineStats, type FfnMode } from "../native/index.ts";
 import { kvTokensFor } from "./forced-logits.ts";
 import type { OpenModel } from "./open.ts";
+import { Stepper } from "./stepper.ts";
 
 export interface SpeedOptions {
   modes: readonly FfnMode[];
@@ -215,6 +216,15 @@ function withContext(text: Int32Array, context: number, tokens: number): Int32Ar
   return Int32Array.of(...before, ...text.subarray(prompt.length));
 }
 
+const steppers = new WeakMap<OpenModel, Stepper>();
+
+/** Steps run as the runtime runs them. */
+function stepperOf(model: OpenModel): Stepper {
+  const stepper = steppers.get(model) ?? new Stepper(model.engine);
+  steppers.set(model, stepper);
+  return stepper;
+}
+
 /** Rows [at, at + rows) of some of the texts, of which `texts` lists all that have a place in the KV cache. */
 interface Rows {
   sequences: readonly number[];
@@ -237,7 +247,7 @@ async function step(
   const each = sequences.flatMap((sequence) =>
     Array.from({ length: rows }, (_, i) => ({ sequence, position: at + i })),
   );
-  const { tokens } = await model.engine.step({
+  const { tokens } = await stepperOf(model).step({
     tokens: Int32Array.from(each, ({ sequence, position }) => texts[sequence]![position]!),
     positions: Int32Array.from(each, ({ position }) => position),
     sequences: Int32Array.from(each, ({ sequence }) => sequence),

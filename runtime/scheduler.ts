@@ -1,5 +1,6 @@
 import { setImmediate } from "node:timers/promises";
 import { PiError } from "../formats/errors.ts";
+import { Stepper } from "../model/stepper.ts";
 import { type Engine, type FfnMode, KV_BLOCK, type StepResult } from "../native/index.ts";
 import { blocksFor, KvBlocks } from "./kv-blocks.ts";
 import { type EndReason, type ScoredToken, Sequence, type SequenceListener, type SequenceRequest } from "./sequence.ts";
@@ -53,7 +54,7 @@ const NO_TOP = { tokens: new Int32Array(0), logprobs: new Float32Array(0) };
 export class Scheduler {
   /** Sequences in a step at most. */
   readonly maxSequences: number;
-  readonly #engine: Engine;
+  readonly #stepper: Stepper;
   readonly #mode: FfnMode;
   readonly #stepRows: number;
   readonly #mixedRows: number;
@@ -73,7 +74,6 @@ export class Scheduler {
   #accepted = 0;
 
   constructor(engine: Engine, options: SchedulerOptions) {
-    this.#engine = engine;
     this.#mode = options.mode;
     this.maxSequences = options.maxSequences ?? DEFAULT_SEQUENCES;
     this.#stepRows = Math.max(options.stepRows ?? 512, this.maxSequences + 1);
@@ -81,6 +81,7 @@ export class Scheduler {
     this.#blocks = new KvBlocks(options.kvBlocks);
     this.#speculation = new Speculation(options.maxDrafts ?? 0);
     this.#clock = options.clock ?? (() => performance.now());
+    this.#stepper = new Stepper(engine, this.#clock);
   }
 
   stats(): SchedulerStats {
@@ -201,7 +202,7 @@ export class Scheduler {
     const started = this.#clock();
     let result: StepResult;
     try {
-      result = await this.#engine.step(batch);
+      result = await this.#stepper.step(batch);
     } catch (error) {
       for (const { sequence } of chunks) this.#end(sequence, error as Error);
       return;

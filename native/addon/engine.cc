@@ -64,6 +64,7 @@ class EngineObject final : public Napi::ObjectWrap<EngineObject> {
   static Napi::Function define(Napi::Env env) {
     return DefineClass(env, "Engine",
                        {InstanceMethod<&EngineObject::step>("step"),
+                        InstanceMethod<&EngineObject::step_sync>("stepSync"),
                         InstanceMethod<&EngineObject::set_threads>("setThreads"),
                         InstanceMethod<&EngineObject::set_thresholds>("setThresholds"),
                         InstanceMethod<&EngineObject::set_profiling>("setProfiling"),
@@ -93,22 +94,38 @@ class EngineObject final : public Napi::ObjectWrap<EngineObject> {
     return *engine_;
   }
 
-  Napi::Value step(const Napi::CallbackInfo& info) {
+  // The checked arguments of a step, which marks the engine as busy while it lives.
+  std::shared_ptr<Step> prepare(const Napi::CallbackInfo& info) {
     Napi::Env env = info.Env();
     Engine& engine = idle(env);
     if (!info[0].IsObject()) fail(env, "batch: expected an object");
-    const Napi::Object in = info[0].As<Napi::Object>();
     auto step = std::make_shared<Step>();
-    read_batch(in, engine, *step);
+    read_batch(info[0].As<Napi::Object>(), engine, *step);
     step->busy = std::make_shared<Busy>(busy_);
+    return step;
+  }
+
+  static void run(Engine& engine, Step& step) {
+    step.out = engine.step(step.batch);
+    choose_all(engine, step);
+  }
+
+  Napi::Value step(const Napi::CallbackInfo& info) {
+    auto step = prepare(info);
     auto engine_held = engine_;
     return AsyncCall::start(
-        env, {in, info.This()},
-        [engine_held, step] {
-          step->out = engine_held->step(step->batch);
-          choose_all(*engine_held, *step);
-        },
+        info.Env(), {info[0], info.This()}, [engine_held, step] { run(*engine_held, *step); },
         [engine_held, step](Napi::Env env) -> Napi::Value { return make_result(env, *engine_held, *step); });
+  }
+
+  Napi::Value step_sync(const Napi::CallbackInfo& info) {
+    const auto step = prepare(info);
+    try {
+      run(*engine_, *step);
+    } catch (const std::exception& error) {
+      throw Napi::Error::New(info.Env(), error.what());
+    }
+    return make_result(info.Env(), *engine_, *step);
   }
 
   static void choose_all(Engine& engine, Step& step) {

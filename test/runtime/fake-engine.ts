@@ -53,18 +53,26 @@ export class FakeEngine implements Engine {
   }
 
   async step(batch: StepBatch): Promise<StepResult> {
+    const result = this.#compute(batch);
+    await (this.#delayMs > 0 ? setTimeout(this.#delayMs) : setImmediate());
+    this.#failIfAsked();
+    return result;
+  }
+
+  stepSync(batch: StepBatch): StepResult {
+    const result = this.#compute(batch);
+    if (this.#delayMs > 0) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, this.#delayMs);
+    this.#failIfAsked();
+    return result;
+  }
+
+  #compute(batch: StepBatch): StepResult {
     if (this.closed) throw new Error("step after close");
     this.steps.push(batch);
     this.#checkTables(batch);
     batch.tokens.forEach((_, row) => this.#write(batch, row));
     const choices = batch.choose ?? [];
     const tokens = Int32Array.from(batch.outputs, (row, i) => this.#choose(batch, row, choices[i]!));
-    await (this.#delayMs > 0 ? setTimeout(this.#delayMs) : setImmediate());
-    if (this.failNext !== undefined) {
-      const error = this.failNext;
-      this.failNext = undefined;
-      throw error;
-    }
     return {
       tokens,
       logprobs: Float32Array.from(tokens, (token) => fakeLogprob(token, 0)),
@@ -73,6 +81,12 @@ export class FakeEngine implements Engine {
         logprobs: Float32Array.from({ length: choice.topLogprobs }, (_, k) => fakeLogprob(tokens[i]!, k)),
       })),
     };
+  }
+
+  #failIfAsked(): void {
+    const error = this.failNext;
+    this.failNext = undefined;
+    if (error !== undefined) throw error;
   }
 
   #checkTables({ blockTables, sequences }: StepBatch): void {

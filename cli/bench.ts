@@ -4,6 +4,11 @@ import { readArtifact } from "../model/artifact.ts";
 import { firstToken, measureSpeed, speedTokens, type Measured, type Speed } from "../model/measure.ts";
 import { checkMode, sparseModes } from "../model/modes.ts";
 import { openModel, type OpenModel } from "../model/open.ts";
+import { WEIGHT_DTYPES } from "../formats/dtypes.ts";
+import type { Cpu } from "../formats/hardware.ts";
+import { forecast, meanForecast, tokensPerSecond, type Forecast } from "../place/forecast.ts";
+import { measurement } from "../place/hardware.ts";
+import { measureCpu } from "../place/measure-cpu.ts";
 import { FFN_MODE, native, type FfnMode, type KvType } from "../native/index.ts";
 import { kvTypeOption } from "./kv-type.ts";
 import { formatBytes, formatNumber, formatSeconds, printJson, printTable, stageContext } from "./output.ts";
@@ -70,10 +75,14 @@ async function bench(path: string, options: Options, command: Command): Promise<
       const firstTokenSeconds = since();
       for (const mode of options.mode ?? []) checkMode(model, mode);
       const modes = options.mode ?? ["dense" as const, ...sparseModes(model)];
+      const probing = await probeFor(model, threads, kvType);
+      const before = await probing();
       const measured = await measureSpeed(model, { modes, contexts, batches, tokens, repeats, threads }, context);
+      const machines = [before, await probing()];
       context.close();
+      const speeds = withForecasts(model, measured.speeds, machines, { tokens, kvType, contextTokens });
       const run = { model: model.name, isa: native().isa().active, threads, tokens, repeats };
-      const report = { ...run, loadSeconds, firstTokenSeconds, predicted: predictionOf(model), ...measured };
+      const report = { ...run, loadSeconds, firstTokenSeconds, predicted: predictionOf(model), ...measured, speeds };
       if (options.json) printJson(report);
       else print(report);
     } finally {
@@ -91,7 +100,63 @@ function predictionOf({ file }: OpenModel) {
   return { ...predicted, hardware: hardware.name };
 }
 
+/** What was measured, and what this machine's costs, measured before and after, say that it should have been. */
+interface ForecastSpeed extends Speed {
+  /** Null for several sequences at once, and for models that are no artifact of this version. */
+  predictedTokensPerSecond: number | null;
+  /** Predicted over measured, less 1. */
+  predictionError: number | null;
+  /** Of a token, by part. */
+  predictedSeconds?: Forecast;
+}
+
+/**
+ * What measures this machine for an artifact's types and size; for anything else it gives null. It is asked before and after
+ * the speeds, as neighbours come and go.
+ */
+async function probeFor({ file }: OpenModel, threads: number, kvType: KvType | undefined): Promise<() => Promise<Cpu | null>> {
+  if (file.format !== "artifact") return () => Promise.resolve(null);
+  const tensors = [...file.tensors.values()];
+  const bytes = tensors.reduce((sum, tensor) => sum + tensor.bytes, 0);
+  const types = new Set(tensors.flatMap(({ dtype }) => WEIGHT_DTYPES.find((type) => type === dtype) ?? []));
+  // The head's sketch is of four bits, whatever the weights are.
+  if (types.has("q8_0")) types.add("q4_0");
+  const what = { ...(await measurement(bytes)), threads, types: [...types], kvTypes: [kvTypeOf(file, kvType)] };
+  return () => measureCpu(what);
+}
+
+const kvTypeOf = ({ dtype }: OpenModel["file"], given: KvType | undefined): KvType =>
+  given ?? (dtype === "f32" ? "f32" : "f16");
+
+function withForecasts(
+  { file }: OpenModel,
+  speeds: Speed[],
+  machines: (Cpu | null)[],
+  { tokens, kvType, contextTokens }: { tokens: number; kvType: KvType | undefined; contextTokens: number },
+): ForecastSpeed[] {
+  const artifact = file.format === "artifact" ? readArtifact(file) : null;
+  return speeds.map((speed) => {
+    const { mode, context, batch, decodeTokensPerSecond } = speed;
+    const options = { mode, contextTokens, attended: context + (tokens + 1) / 2, kvType: kvTypeOf(file, kvType) };
+    const seconds = machines.flatMap((cpu) => {
+      if (!cpu || !artifact || batch > 1) return [];
+      const { placement, predictors } = artifact;
+      return forecast({ model: file, placement, predictors }, cpu, options) ?? [];
+    });
+    if (seconds.length === 0) return { ...speed, predictedTokensPerSecond: null, predictionError: null };
+    const parts = meanForecast(seconds);
+    const predicted = tokensPerSecond(parts);
+    return {
+      ...speed,
+      predictedTokensPerSecond: predicted,
+      predictionError: predicted / decodeTokensPerSecond - 1,
+      predictedSeconds: parts,
+    };
+  });
+}
+
 interface Report extends Measured {
+  speeds: ForecastSpeed[];
   model: string;
   isa: string;
   threads: number;
@@ -104,7 +169,7 @@ interface Report extends Measured {
 
 function print(report: Report): void {
   const { predicted, speeds } = report;
-  const table = (header: string[], cells: (speed: Speed) => string[]) =>
+  const table = (header: string[], cells: (speed: ForecastSpeed) => string[]) =>
     printTable(
       ["mode", "context", "batch", ...header],
       speeds.map((speed) => [speed.mode, speed.context, speed.batch as string | number].concat(cells(speed))),
@@ -123,6 +188,7 @@ function print(report: Report): void {
   );
   const lines = [
     "",
+    ...describeForecasts(speeds),
     `${report.model}: ${report.threads} threads, ${report.isa}, ${report.tokens} tokens decoded, medians of ${report.repeats}`,
     `loaded and verified in ${formatSeconds(report.loadSeconds)}, first token after ${formatSeconds(report.firstTokenSeconds)}, peak memory ${formatBytes(report.peakRss)}`,
   ];
@@ -133,6 +199,18 @@ function print(report: Report): void {
     );
   }
   process.stdout.write(`${lines.join("\n")}\n`);
+}
+
+/** One line for each that there is a prediction for. */
+function describeForecasts(speeds: ForecastSpeed[]): string[] {
+  return speeds.flatMap(({ mode, context, predictedTokensPerSecond, predictionError, decodeTokensPerSecond }) =>
+    predictedTokensPerSecond === null
+      ? []
+      : [
+          `predicted ${formatNumber(predictedTokensPerSecond)} tokens/s (${mode}, context ${context}), ` +
+            `measured ${formatNumber(decodeTokensPerSecond)}: ${predictionError! < 0 ? "" : "+"}${percent(predictionError!)}`,
+        ],
+  );
 }
 
 function describeLimit({ limit }: Speed): string {

@@ -1,10 +1,10 @@
+import { WEIGHT_DTYPES, type WeightDType } from "./dtypes.ts";
 import { Fields } from "./fields.ts";
 
 /** What placement needs to know of a machine. Bandwidths in bytes per second, memory in bytes, times in seconds. */
 export interface Hardware {
   name: string;
-  /** Read bandwidth of main memory over all threads. */
-  cpu: { bandwidth: number };
+  cpu: Cpu;
   gpu: Gpu | null;
   /**
    * CPU to GPU: bandwidth of a copy, and T_sync, the fixed cost of handing one layer's work over and merging its
@@ -15,12 +15,71 @@ export interface Hardware {
   source: string;
 }
 
+export interface Cpu {
+  /** Read bandwidth of main memory over all threads. */
+  bandwidth: number;
+  /** What the engine's loops make of it, where `pi doctor` measured that. */
+  work?: CpuWork;
+}
+
 export interface Gpu {
   name: string;
   vramBytes: number;
   bandwidth: number;
   /** Taken by the driver's context and libraries before the first weight is loaded. */
   reservedBytes: number;
+}
+
+/** The costs of decoding on the CPU, all its threads together unless said otherwise. */
+export interface CpuWork {
+  threads: number;
+  /** Read bandwidth of main memory with one thread. */
+  threadBandwidth: number;
+  /** A parallel loop's fixed cost: threads that wait for one another. */
+  loopSeconds: number;
+  /** A step's: from JavaScript to the engine and back. */
+  tokenSeconds: number;
+  /** What one thread does alone, per layer and element of the stream: norms, rounding of activations, sums. */
+  streamSeconds: number;
+  /** Per vocabulary entry: choosing a token, and choosing the head's shortlist. */
+  vocabularySeconds: number;
+  rankSeconds: number;
+  memory: ReadCosts;
+  /** Of models that stay in the last-level cache of `bytes`; null where there is none. */
+  cache: (ReadCosts & { bytes: number; bandwidth: number }) | null;
+}
+
+/** How keys and values may be kept. */
+const KV_TYPES = ["f32", "f16", "q8"] as const;
+
+/** What reading from a memory costs, where it is computed with at once. */
+export interface ReadCosts {
+  rows: Record<WeightDType, RowCosts>;
+  attention: Record<(typeof KV_TYPES)[number], AttentionCost>;
+}
+
+export interface RowCosts {
+  /** Rows of a matrix in order. */
+  project: RowCost;
+  /** Rows of every neuron, and of one in ten: gate, up and down. */
+  dense: RowCost;
+  sparse: RowCost;
+}
+
+/** A row of `bytes` takes seconds + bytes / (share · bandwidth). */
+export interface RowCost {
+  seconds: number;
+  share: number;
+}
+
+/**
+ * A KV head takes headSeconds, and for every element of its cached keys (with one of the values)
+ * readSeconds + querySeconds · query heads that share it.
+ */
+export interface AttentionCost {
+  headSeconds: number;
+  readSeconds: number;
+  querySeconds: number;
 }
 
 /** Parses a hardware file (`pi place --hardware`); throws `E_HARDWARE` naming file, member, expected and actual. */
@@ -30,11 +89,12 @@ export function parseHardware(text: string, file: string): Hardware {
 
 /** A {@link Hardware} from the members of a JSON object; unknown members are ignored. */
 export function readHardware(fields: Fields): Hardware {
+  const cpu = fields.object("cpu");
   const gpu = fields.objectOrNull("gpu");
   const link = fields.object("link");
   return {
     name: fields.string("name"),
-    cpu: { bandwidth: fields.object("cpu").number("bandwidth", 1) },
+    cpu: { bandwidth: cpu.number("bandwidth", 1), ...(cpu.has("work") && { work: readWork(cpu.object("work")) }) },
     gpu: gpu && {
       name: gpu.string("name"),
       vramBytes: gpu.integer("vramBytes"),
@@ -44,4 +104,50 @@ export function readHardware(fields: Fields): Hardware {
     link: { bandwidth: link.number("bandwidth", 1), syncSeconds: link.number("syncSeconds") },
     source: fields.string("source"),
   };
+}
+
+function readWork(work: Fields): CpuWork {
+  const cache = work.objectOrNull("cache");
+  return {
+    threads: work.integer("threads", 1),
+    threadBandwidth: work.number("threadBandwidth", 1),
+    loopSeconds: work.number("loopSeconds"),
+    tokenSeconds: work.number("tokenSeconds"),
+    streamSeconds: work.number("streamSeconds"),
+    vocabularySeconds: work.number("vocabularySeconds"),
+    rankSeconds: work.number("rankSeconds"),
+    memory: readCosts(work.object("memory")),
+    cache: cache && {
+      ...readCosts(cache),
+      bytes: cache.integer("bytes", 1),
+      bandwidth: cache.number("bandwidth", 1),
+    },
+  };
+}
+
+function readCosts(fields: Fields): ReadCosts {
+  const [rows, attention] = [fields.object("rows"), fields.object("attention")];
+  const row = (of: Fields): RowCost => ({ seconds: of.number("seconds"), share: of.number("share", 1e-6) });
+  return {
+    rows: eachOf(WEIGHT_DTYPES, (type) => {
+      const costs = rows.object(type);
+      return {
+        project: row(costs.object("project")),
+        dense: row(costs.object("dense")),
+        sparse: row(costs.object("sparse")),
+      };
+    }),
+    attention: eachOf(KV_TYPES, (type) => {
+      const cost = attention.object(type);
+      return {
+        headSeconds: cost.number("headSeconds"),
+        readSeconds: cost.number("readSeconds"),
+        querySeconds: cost.number("querySeconds"),
+      };
+    }),
+  };
+}
+
+function eachOf<K extends string, V>(keys: readonly K[], value: (key: K) => V): Record<K, V> {
+  return Object.fromEntries(keys.map((key) => [key, value(key)])) as Record<K, V>;
 }

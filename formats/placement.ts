@@ -13,6 +13,8 @@ export interface Placement {
   /** The output head is on the GPU. */
   head: boolean;
   memory: PlacementMemory;
+  /** Main memory: the budget, null where none was given, and what is not on the GPU takes of it. */
+  ram?: { budget: number | null; total: number };
   /**
    * Seconds a token saves against everything on the CPU, as the solver counts them, and a proven upper bound of that.
    */
@@ -25,8 +27,19 @@ export interface Placement {
   referee: { objective: number; bound: number } | null;
   /** Share of the expected neuron work (bytes of neurons a token needs) that the GPU does. */
   gpuShare: number;
-  predicted: { tokensPerSecond: number; cpuOnlyTokensPerSecond: number };
+  predicted: PlacementSpeed;
 }
+
+/** Decoding speed as placed and without a GPU; artifacts of earlier versions do not say of which mode and context. */
+export interface PlacementSpeed {
+  tokensPerSecond: number;
+  cpuOnlyTokensPerSecond: number;
+  mode?: (typeof MODES)[number];
+  /** Tokens that a token attends to. */
+  contextTokens?: number;
+}
+
+const MODES = ["dense", "exact", "predictor"] as const;
 
 export interface LayerPlacement {
   /** The layer's first `gpuNeurons` rows are on the GPU. */
@@ -39,6 +52,8 @@ export interface LayerPlacement {
   attention: boolean;
   /** The layer's predictor is on the GPU. */
   predictor: boolean;
+  /** Mean activation frequency of equal parts of the neurons, hottest first; absent in artifacts of earlier versions. */
+  activity?: number[];
 }
 
 /** GPU memory of a placement; `total` is the sum of the others and never above the budget. */
@@ -57,7 +72,6 @@ export interface PlacementMemory {
  */
 export function parsePlacement(text: string, file: string, shape: { nLayers: number; nNeurons: number }): Placement {
   const fields = Fields.parse(text, `${file}: pi.placement`, "E_PLACEMENT");
-  const predicted = fields.object("predicted");
   const solver = fields.string("solver");
   const referee = fields.objectOrNull("referee");
   check(
@@ -74,20 +88,34 @@ export function parsePlacement(text: string, file: string, shape: { nLayers: num
       impactShare: layer.number("impactShare", 0, 1),
       attention: layer.boolean("attention"),
       predictor: layer.boolean("predictor"),
+      ...(layer.has("activity") && { activity: layer.numbers("activity", 0, 1) }),
     })),
     head: fields.boolean("head"),
     memory: readMemory(fields.object("memory"), file),
+    ...(fields.has("ram") && { ram: readRam(fields.object("ram")) }),
     objective: fields.number("objective"),
     bound: fields.number("bound"),
     gap: fields.number("gap", 0, 1),
     solver,
     referee: referee && { objective: referee.number("objective"), bound: referee.number("bound") },
     gpuShare: fields.number("gpuShare", 0, 1),
-    predicted: {
-      tokensPerSecond: predicted.number("tokensPerSecond"),
-      cpuOnlyTokensPerSecond: predicted.number("cpuOnlyTokensPerSecond"),
-    },
+    predicted: readSpeed(fields.object("predicted"), file),
   };
+}
+
+function readRam(fields: Fields): NonNullable<Placement["ram"]> {
+  return { budget: fields.integerOrNull("budget"), total: fields.number("total") };
+}
+
+function readSpeed(fields: Fields, file: string): PlacementSpeed {
+  const speed = {
+    tokensPerSecond: fields.number("tokensPerSecond"),
+    cpuOnlyTokensPerSecond: fields.number("cpuOnlyTokensPerSecond"),
+  };
+  if (!fields.has("mode")) return speed;
+  const mode = MODES.find((known) => known === fields.string("mode"));
+  check(mode, "E_PLACEMENT", () => `${file}: pi.placement: predicted.mode: expected ${MODES.join(", ")}, got ${fields.string("mode")}`);
+  return { ...speed, mode, contextTokens: fields.number("contextTokens") };
 }
 
 function readMemory(fields: Fields, file: string): PlacementMemory {

@@ -216,6 +216,24 @@ export interface LogitComparison {
   sameTop: Uint8Array;
 }
 
+/** A loop of decoding, as the engine runs it, over weights (or keys and values) of its own. */
+export interface KernelProbe {
+  /**
+   * `read`: lines in order, summed, seconds a byte; `loop`: a parallel loop of nothing, seconds a loop. `project`: rows of a matrix in order, times one vector, seconds a row; `neurons`: gate, up and
+   * down rows of one neuron in `every`, seconds a row. `attention`: `queries` heads that share a KV head, over `positions`,
+   * seconds a KV head. `stream` and `vocabulary`: what one thread does for all of a layer's stream, or for all logits,
+   * `rank`: what all do to choose the head's shortlist; seconds an element.
+   */
+  kind: "read" | "loop" | "project" | "neurons" | "attention" | "stream" | "vocabulary" | "rank";
+  type?: DType;
+  kvType?: KvType;
+  /** Of a row, a head, a stream or a vocabulary: a multiple of 32. */
+  cols?: number;
+  every?: number;
+  positions?: number;
+  queries?: number;
+}
+
 export interface Binding {
   /** Instruction set chosen at load: scalar, avx2, avx512, neon; and all that this machine could run. */
   isa(): { active: string; available: string[] };
@@ -245,6 +263,11 @@ export interface Binding {
     targets: Int32Array,
     vocab: number,
   ): Promise<LogitComparison>;
+  /**
+   * Times loops of decoding over the same made-up `bytes`, some of them a round: seconds per unit of each one's kind, the
+   * median of three rounds or as many as `seconds` allow.
+   */
+  probeKernels(probes: readonly KernelProbe[], bytes: number, threads: number, seconds: number): Promise<Float64Array>;
   /** Read bandwidth in bytes per second over a buffer of `bytes` shared by `threads`, best of `seconds` of passes. */
   readBandwidth(bytes: number, threads: number, seconds: number): Promise<number>;
 }

@@ -1,6 +1,8 @@
+import { check } from "../formats/errors.ts";
 import type { Placement } from "../formats/placement.ts";
 import type { StageContext } from "../io/progress.ts";
 import type { ModelCosts } from "./costs.ts";
+import { solveGreedy } from "./greedy.ts";
 import {
   checkBudget,
   everything,
@@ -8,20 +10,27 @@ import {
   minimumNeurons,
   nothing,
   placementProblem,
-  secondsPerByte,
+  ramOf,
+  savedSeconds,
   splitOf,
-  type GpuHardware,
   type PlacementProblem,
   type Split,
 } from "./plan.ts";
-import { relativeGap, tighten, type Solution } from "./problem.ts";
 import { predict } from "./predict.ts";
+import { priceToken, type GpuHardware, type Prices } from "./price.ts";
+import { relativeGap, tighten, type Solution } from "./problem.ts";
 import { referee } from "./referee.ts";
 import { solve } from "./solver.ts";
 
 /** `greedy` never asks HiGHS, `ilp` always does, `auto` on problems that it solves in seconds. */
 export const SOLVERS = ["auto", "greedy", "ilp"] as const;
 export type SolverName = (typeof SOLVERS)[number];
+
+/** Bytes that may be taken of each memory; `ram` undefined: as much as it takes. */
+export interface Budgets {
+  vram: number;
+  ram?: number | undefined;
+}
 
 /** Most steps of a problem that `auto` has refereed, and the time HiGHS gets for it and for `ilp`. */
 const REFEREED_STEPS = 500;
@@ -30,81 +39,146 @@ const REFEREE_SECONDS = { auto: 20, ilp: 120 };
 /** The bound on HiGHS's own gap: tighter than any difference that matters. */
 const REFEREE_GAP = 1e-6;
 
+/** What the placement is decided from. */
+interface Case {
+  costs: ModelCosts;
+  hardware: GpuHardware;
+  prices: Prices;
+  budgets: Budgets;
+  /** Bytes of the GPU's memory for parts of the model. */
+  capacity: number;
+}
+
 /**
- * Decides what goes to the GPU under a budget of `vramBudget` bytes and says what that should give.
- * Throws `E_BUDGET` when the budget is not 0 and yet too small for anything.
+ * Decides what goes to the GPU under the budgets and says what that should give. Throws `E_BUDGET` when the GPU's is not 0
+ * and yet too small for anything, and when what then stays with the CPU does not fit the other one.
  */
 export async function choosePlacement(
   costs: ModelCosts,
   hardware: GpuHardware,
-  vramBudget: number,
+  budgets: Budgets,
   solver: SolverName,
   context: StageContext,
 ): Promise<Placement> {
-  const capacity = Math.max(0, vramBudget - hardware.gpu.reservedBytes - costs.scratch);
-  const problem = placementProblem(costs, hardware, capacity);
-  const useful = checkBudget(problem, vramBudget, costs, hardware.gpu);
-  if (!useful && vramBudget > 0) {
+  const { vram } = budgets;
+  const prices = priceToken(costs, hardware);
+  const capacity = Math.max(0, vram - hardware.gpu.reservedBytes - costs.scratch);
+  const given: Case = { costs, hardware, prices, budgets, capacity };
+  const problem = placementProblem(costs, prices, hardware.link, capacity);
+  const useful = checkBudget(problem, vram, costs, hardware.gpu);
+  if (!useful && vram > 0) {
     context.warn(
       "nothing of this model saves what its synchronisation with the GPU costs: all of it stays with the CPU",
     );
   }
-  const { split, ...outcome } = await decide(problem, costs, hardware, vramBudget, solver, context);
-  const { impactShares, gpuShare, tokensPerSecond } = predict(split, costs, hardware);
-  const cpuOnly = predict(nothing(costs.layers.length), costs, hardware);
+  const { split, ...outcome } = await decide(given, problem, solver, context);
+  const { impactShares, gpuShare, tokensPerSecond } = predict(split, costs, hardware, prices);
+  const cpuOnly = predict(nothing(costs.layers.length), costs, hardware, prices);
   return {
-    vramBudget,
+    vramBudget: vram,
     hardware,
     layers: split.layers.map((layer, l) => ({
       ...layer,
-      minimumNeurons: minimumNeurons(costs.layers[l]!.neuron, hardware),
+      minimumNeurons: minimumNeurons(prices.layers[l]!.neuron, hardware.link),
       impactShare: impactShares[l]!,
+      activity: coarse(costs.layers[l]!.frequency),
     })),
     head: split.head,
     memory: memoryOf(split, costs, hardware.gpu),
+    ram: { budget: budgets.ram ?? null, total: ramOf(split, costs) },
     ...outcome,
     gap: relativeGap(outcome),
     gpuShare,
-    predicted: { tokensPerSecond, cpuOnlyTokensPerSecond: cpuOnly.tokensPerSecond },
+    predicted: {
+      tokensPerSecond,
+      cpuOnlyTokensPerSecond: cpuOnly.tokensPerSecond,
+      mode: costs.mode,
+      contextTokens: costs.kv.tokens,
+    },
   };
+}
+
+/** How many values a layer's activity is kept as. */
+const ACTIVITY_VALUES = 16;
+
+/** Mean frequency of each sixteenth of the neurons, hottest first. */
+function coarse(frequency: Float64Array): number[] {
+  const n = frequency.length;
+  const values = Math.min(n, ACTIVITY_VALUES);
+  return Array.from({ length: values }, (_, i) => {
+    const part = frequency.subarray(Math.floor((i * n) / values), Math.floor(((i + 1) * n) / values));
+    return part.reduce((sum, f) => sum + f, 0) / part.length;
+  });
 }
 
 type Outcome = Pick<Placement, "objective" | "bound" | "solver" | "referee"> & { split: Split };
 
 async function decide(
+  given: Case,
   problem: PlacementProblem,
-  costs: ModelCosts,
-  hardware: GpuHardware,
-  vramBudget: number,
   solver: SolverName,
   context: StageContext,
 ): Promise<Outcome> {
+  const { costs, hardware, prices, budgets } = given;
+  const best = await solveBy(problem, solver, context);
+  const split = splitOf(problem, best.options, costs.layers.length);
+  const found = { ...best, split };
+  const whole = everything(costs);
+  const seconds = (of: Split): number => 1 / predict(of, costs, hardware, prices).tokensPerSecond;
+  const value = seconds(nothing(costs.layers.length)) - seconds(whole);
+  const fits = memoryOf(whole, costs, hardware.gpu).total <= budgets.vram;
+  if (fits && value > best.objective) {
+    return { split: whole, solver: best.solver, objective: value, bound: value, referee: null };
+  }
+  return ramOf(split, costs) <= (budgets.ram ?? Infinity) ? found : withinRam(given);
+}
+
+async function solveBy(problem: PlacementProblem, solver: SolverName, context: StageContext) {
   const ours = solve(problem);
   const theirs = await ask(problem, ours, solver, context);
   const better = theirs && (solver === "ilp" || theirs.objective > ours.objective * (1 + REFEREE_GAP));
   const best = better ? { ...theirs, solver: "ilp" as const } : ours;
-  const found = {
-    solver: best.solver,
-    split: splitOf(problem, best.options, costs.layers.length),
-    objective: best.objective,
-    bound: best.bound,
-    referee: theirs ? { objective: theirs.objective, bound: theirs.bound } : null,
-  };
-  const whole = everything(costs);
-  const value = wholeValue(costs, hardware);
-  const fits = memoryOf(whole, costs, hardware.gpu).total <= vramBudget;
-  return fits && value > best.objective
-    ? { ...found, split: whole, objective: value, bound: value, referee: null }
-    : found;
+  return { ...best, referee: theirs ? { objective: theirs.objective, bound: theirs.bound } : null };
 }
 
-/** Seconds saved by a GPU that holds everything: only the token itself is handed over. */
-function wholeValue({ layers, head }: ModelCosts, hardware: GpuHardware): number {
-  const bytes = layers.reduce(
-    (sum, l) => sum + l.attention + l.kvRead + l.predictor + l.read.reduce((a, b) => a + b, 0),
-    head,
+/** Seconds per byte between which the price of main memory is sought: beyond the last nothing else counts. */
+const BONUSES = { least: 1e-15, most: 1e-3, precision: 1e-6 };
+
+/**
+ * The best placement that leaves no more with the CPU than fits. Every byte moved earns a bonus, the lowest with which
+ * enough is moved; no placement that moves enough is worth more than the bound with the bonus, less the bonus on what must
+ * be moved (Lagrange). Throws `E_BUDGET` with the numbers when no bonus is enough.
+ */
+function withinRam({ costs, hardware, prices, budgets, capacity }: Case): Outcome {
+  const nLayers = costs.layers.length;
+  const ram = budgets.ram!;
+  const withBonus = (bonus: number) => placementProblem(costs, prices, hardware.link, capacity, bonus);
+  const splitBy = (bonus: number): Split => {
+    const problem = withBonus(bonus);
+    return splitOf(problem, solveGreedy(tighten(problem)).options, nLayers);
+  };
+  const least = ramOf(splitBy(BONUSES.most), costs);
+  check(
+    least <= ram,
+    "E_BUDGET",
+    () =>
+      `RAM budget: expected at least ${least} bytes for what stays with the CPU beside ${budgets.vram} bytes ` +
+      `of GPU memory, got ${ram}`,
   );
-  return bytes * secondsPerByte(hardware) - hardware.link.syncSeconds;
+  let { least: low, most: high } = BONUSES;
+  while (high / low > 1 + BONUSES.precision) {
+    const middle = Math.sqrt(low * high);
+    if (ramOf(splitBy(middle), costs) <= ram) high = middle;
+    else low = middle;
+  }
+  const problem = withBonus(high);
+  const { bound, ...solution } = solve(problem);
+  const searched = splitOf(problem, solution.options, nLayers);
+  // The search is worth more with the bonus than the greedy choice, but may have paid for that with a few bytes.
+  const split = ramOf(searched, costs) <= ram ? searched : splitBy(high);
+  const objective = savedSeconds(split, prices, hardware.link);
+  const must = ramOf(nothing(nLayers), costs) - ram;
+  return { split, solver: solution.solver, objective, bound: Math.max(objective, bound - high * must), referee: null };
 }
 
 /** HiGHS's solution, where it is asked and finds one in time; a warning otherwise. */

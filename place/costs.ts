@@ -1,20 +1,36 @@
 import type { Activations } from "../formats/activations.ts";
+import type { WeightDType } from "../formats/dtypes.ts";
 import { check } from "../formats/errors.ts";
 import type { PredictorMetrics } from "../formats/predictors.ts";
 import { isSparse, type ModelConfig } from "../model/config.ts";
-import type { ModelFile } from "../model/model-file.ts";
+import type { ModelFile, StoredTensor } from "../model/model-file.ts";
 import { layerTensor } from "../model/tensors.ts";
-import { KV_BLOCK, type FfnMode } from "../native/index.ts";
+import { KV_BLOCK, type FfnMode, type KvType } from "../native/index.ts";
 
-/** What the parts of a model weigh, and what a token reads of them. Bytes throughout. */
+/** What the parts of a model weigh, in bytes, and what a token reads of them, as rows. */
 export interface ModelCosts {
   /** The FFN mode that decoding will use. */
   mode: FfnMode;
   layers: LayerCosts[];
   /** Output head and final norm, read once a token. */
-  head: number;
+  head: { bytes: number; matrix: Matrix; shortlist: boolean };
+  /** Keys and values: how many heads of what size and type, and the tokens of context that a token attends to. */
+  kv: { type: KvType; heads: number; queries: number; headDim: number; tokens: number };
+  /** Width of the stream. */
+  dim: number;
   /** Activations of the rows in flight on the GPU. */
   scratch: number;
+  /** What stays with the CPU: the embedding, of which a token reads a row. With `tiedHead` it is the head as well. */
+  lookups: number;
+  tiedHead: boolean;
+}
+
+/** Rows that are multiplied. */
+export interface Matrix {
+  type: WeightDType;
+  rows: number;
+  /** Of one row. */
+  bytes: number;
 }
 
 export interface LayerCosts {
@@ -24,64 +40,138 @@ export interface LayerCosts {
   frequency: Float64Array;
   /** Gate, up and down rows of one neuron, with its biases. */
   neuron: number;
-  /** Expected bytes that a token reads of each neuron, in that order. */
-  read: Float64Array;
+  /** One row of each of those matrices; the first decides whether the others are wanted. */
+  neuronRows: Matrix[];
+  /** How often a token reads the first row of each neuron, and how often its others, in that order. */
+  asked: Float64Array;
+  used: Float64Array;
   /** Attention, norms and whatever else of the layer is neither neurons nor predictor. */
   attention: number;
-  /** KV cache at the full context, and the mean that a token reads of it while the context fills. */
+  projections: Matrix[];
+  /** KV cache at the full context, and what a token reads of it. */
   kv: number;
   kvRead: number;
   predictor: number;
+  predictorRows: Matrix[];
+}
+
+/** How often each neuron of a layer fires, hottest first, and which it is. */
+export type LayerActivity = Pick<LayerCosts, "order" | "frequency">;
+
+export interface CostOptions {
+  /** Tokens of KV cache to make room for, all sequences together. */
+  contextTokens: number;
+  /** Tokens that a token attends to; default: half of those, the mean while the context fills. */
+  attended?: number;
+  /** Default: predictor where there are any, exact where neurons idle. */
+  mode?: FfnMode;
+  kvType?: KvType;
 }
 
 /** Rows that the GPU works on at once: a prefill chunk; decoding has far fewer. */
 const SCRATCH_ROWS = 64;
 
-const NEURON_TENSORS = ["gate.weight", "up.weight", "down_t.weight", "gate.bias", "up.bias"].map(
-  (part) => `ffn.${part}`,
-);
+/** Rows of a head below which it is computed whole; as native/engine/head.h. */
+const SHORTLIST_ROWS = 256;
 
-/** @param contextTokens tokens of KV cache to make room for, all sequences together */
+/** A model, and in `tensors` its predictors, where it has any. */
+export type CostModel = Pick<ModelFile, "config" | "dtype" | "tensors">;
+
 export function modelCosts(
-  model: ModelFile,
-  activations: Activations,
+  model: CostModel,
+  activity: readonly LayerActivity[],
   predictors: readonly PredictorMetrics[] | undefined,
-  contextTokens: number,
+  options: CostOptions,
 ): ModelCosts {
-  const { config } = model;
-  const mode = predictors ? "predictor" : isSparse(config.activation) ? "exact" : "dense";
-  const bytes = (name: string): number => model.tensors.get(name)?.bytes ?? 0;
-  const kvToken = 2 * config.nKvHeads * config.headDim * (model.dtype === "f32" ? 4 : 2);
-  const context = Math.ceil(contextTokens / KV_BLOCK) * KV_BLOCK;
-
-  const layers = Array.from({ length: config.nLayers }, (_, layer): LayerCosts => {
-    const { order, frequency } = hotFirst(activations, layer);
-    const neurons = NEURON_TENSORS.map((part) => bytes(layerTensor(layer, part)) / config.nNeurons);
-    const neuron = neurons.reduce((sum, row) => sum + row, 0);
-    // Computed for every neuron, to see which are active: the gate, or without one the up projection.
-    const first = bytes(layerTensor(layer, config.gated ? "ffn.gate.weight" : "ffn.up.weight")) / config.nNeurons;
-    const excess = predictors ? predictedPerActive(predictors[layer]!) : 1;
-    const read = frequency.map((f) => {
-      if (mode === "predictor") return neuron * Math.min(1, f * excess);
-      return mode === "exact" ? first + f * (neuron - first) : neuron;
-    });
-    return {
-      order,
-      frequency,
-      neuron,
-      read,
-      attention: layerBytes(model, layer) - neuron * config.nNeurons,
-      kv: kvToken * context,
-      kvRead: (kvToken * context) / 2,
-      predictor: predictors?.[layer]!.bytes ?? 0,
-    };
+  const { config, tensors } = model;
+  const mode = options.mode ?? (predictors ? "predictor" : isSparse(config.activation) ? "exact" : "dense");
+  const kvType = options.kvType ?? (model.dtype === "f32" ? "f32" : "f16");
+  const context = Math.ceil(options.contextTokens / KV_BLOCK) * KV_BLOCK;
+  const { nKvHeads, headDim } = config;
+  const attended = options.attended ?? context / 2;
+  const kvToken = kvTokenBytes(kvType, nKvHeads, headDim);
+  const layers = activity.map((of, layer) => {
+    const predictor = mode === "predictor" ? predictors![layer]! : undefined;
+    const kv = { kv: context * kvToken, kvRead: attended * kvToken };
+    return layerCosts(model, layer, of, predictor, { ...readShares(of.frequency, predictor, mode), ...kv });
   });
-  const head = bytes(config.tiedHead ? "embed.weight" : "head.weight") + bytes("head.bias");
-  return { mode, layers, head: head + bytes("norm.weight") + bytes("norm.bias"), scratch: scratchBytes(config) };
+  const embed = tensors.get("embed.weight")!;
+  const head = config.tiedHead ? embed : tensors.get("head.weight")!;
+  const headBytes = ["head.bias", "norm.weight", "norm.bias"].reduce((sum, name) => sum + bytesOf(model, name), head.bytes);
+  return {
+    mode,
+    layers,
+    head: {
+      bytes: headBytes,
+      matrix: matrixOf(head),
+      shortlist: mode === "predictor" && head.dtype === "q8_0" && config.vocabSize >= SHORTLIST_ROWS,
+    },
+    kv: { type: kvType, heads: nKvHeads, queries: config.nHeads / nKvHeads, headDim, tokens: attended },
+    dim: config.dim,
+    scratch: scratchBytes(config),
+    lookups: bytesOf(model, "pos_embed.weight") + embed.bytes,
+    tiedHead: config.tiedHead,
+  };
 }
 
-/** Neurons by activation frequency, ties by index. Throws `E_MISMATCH` when the counts are of another shape. */
-function hotFirst(activations: Activations, layer: number): { order: Int32Array; frequency: Float64Array } {
+function layerCosts(
+  model: CostModel,
+  layer: number,
+  { order, frequency }: LayerActivity,
+  predictor: PredictorMetrics | undefined,
+  known: Pick<LayerCosts, "asked" | "used" | "kv" | "kvRead">,
+): LayerCosts {
+  const { config, tensors } = model;
+  const { nNeurons, gated } = config;
+  const at = (part: string) => tensors.get(layerTensor(layer, part));
+  const matrices = (gated ? ["gate", "up", "down_t"] : ["up", "down_t"]).map((part) => at(`ffn.${part}.weight`)!);
+  const biases = ["gate", "up"].reduce((sum, part) => sum + (at(`ffn.${part}.bias`)?.bytes ?? 0), 0);
+  const neuron = (matrices.reduce((sum, { bytes }) => sum + bytes, 0) + biases) / nNeurons;
+  const projections = ["q", "k", "v", "o"].map((part) => at(`attn.${part}.weight`)!);
+  return {
+    order,
+    frequency,
+    ...known,
+    neuron,
+    neuronRows: matrices.map((tensor) => ({ ...matrixOf(tensor), rows: 1 })),
+    attention: layerBytes(model, layer) - neuron * nNeurons,
+    projections: projections.map(matrixOf),
+    predictor: predictor?.bytes ?? 0,
+    predictorRows: ["fc1", "fc2"].flatMap((part) => (predictor && at(`predictor.${part}.weight`)) ?? []).map(matrixOf),
+  };
+}
+
+/** The mode's probability that a token reads a neuron's first row, and its others, of the frequency with which it fires. */
+function readShares(frequency: Float64Array, predictor: PredictorMetrics | undefined, mode: FfnMode) {
+  if (mode === "dense") return { asked: frequency.map(() => 1), used: frequency.map(() => 1) };
+  if (!predictor) return { asked: frequency.map(() => 1), used: frequency };
+  const recall = Math.min(1, predictor.recall);
+  const falseRate = falsePositiveRate(predictor);
+  return {
+    asked: frequency.map((f) => f * recall + (1 - f) * falseRate),
+    used: frequency.map((f) => f * recall),
+  };
+}
+
+/** How often the predictor calls for an idle neuron, on average. */
+function falsePositiveRate({ recall, trueSparsity, predictedSparsity }: PredictorMetrics): number {
+  const hits = (1 - trueSparsity) * Math.min(1, recall);
+  return trueSparsity > 0 ? Math.min(1, Math.max(0, (1 - predictedSparsity - hits) / trueSparsity)) : 0;
+}
+
+function matrixOf({ dtype, bytes, shape }: StoredTensor): Matrix {
+  const rows = shape[0]!;
+  return { type: dtype as WeightDType, rows, bytes: bytes / rows };
+}
+
+/** Bytes of the keys and values of one token in one layer. */
+function kvTokenBytes(type: KvType, heads: number, headDim: number): number {
+  if (type === "q8") return 2 * heads * (headDim + 4);
+  return 2 * heads * headDim * (type === "f32" ? 4 : 2);
+}
+
+/** Neurons by activation frequency, ties by index. */
+export function hotFirst(activations: Activations, layer: number): LayerActivity {
   const { count } = activations.layers[layer]!;
   const counts = Float64Array.from(count, Number);
   const order = Int32Array.from(counts.keys()).sort((a, b) => counts[b]! - counts[a]! || a - b);
@@ -99,15 +189,16 @@ export function checkActivations(activations: Activations, { nLayers, nNeurons }
   );
 }
 
-/** How many neurons the predictor calls for each active one, on average. */
-function predictedPerActive({ trueSparsity, predictedSparsity }: PredictorMetrics): number {
-  return trueSparsity < 1 ? (1 - predictedSparsity) / (1 - trueSparsity) : 1;
-}
+const bytesOf = ({ tensors }: CostModel, name: string): number => tensors.get(name)?.bytes ?? 0;
 
-function layerBytes({ tensors }: ModelFile, layer: number): number {
+/** Of a layer without its predictor. */
+function layerBytes({ tensors }: CostModel, layer: number): number {
   const prefix = layerTensor(layer, "");
+  const others = [`${prefix}predictor.`, `${prefix}neurons`];
   let sum = 0;
-  for (const [name, { bytes }] of tensors) if (name.startsWith(prefix)) sum += bytes;
+  for (const [name, { bytes }] of tensors) {
+    if (name.startsWith(prefix) && !others.some((other) => name.startsWith(other))) sum += bytes;
+  }
   return sum;
 }
 

@@ -1,10 +1,10 @@
 import { readFile } from "node:fs/promises";
 import { availableParallelism } from "node:os";
 import { PiError } from "../formats/errors.ts";
-import { parseHardware, type Gpu } from "../formats/hardware.ts";
-import { cpuName } from "../io/hardware.ts";
-import { native } from "../native/index.ts";
-import type { GpuHardware } from "./plan.ts";
+import { parseHardware, type Gpu, type Hardware } from "../formats/hardware.ts";
+import { cpuName, describeMachine } from "../io/hardware.ts";
+import { measureCpu, type CpuMeasurement } from "./measure-cpu.ts";
+import type { GpuHardware } from "./price.ts";
 
 /**
  * The GPU that splits are made for where the machine has none and no file describes one: as fast as the card of the
@@ -16,24 +16,48 @@ export const REFERENCE_LINK = { bandwidth: 25e9, syncSeconds: 20e-6 };
 
 const referenceGpu = (vramBytes: number): Gpu => ({ ...REFERENCE, vramBytes, reservedBytes: 0 });
 
-/** Far larger than any last-level cache. */
-const PROBE_BYTES = 512 << 20;
-const PROBE_SECONDS = 1;
+/**
+ * Bytes to measure with: as many as a model has, or without one a gigabyte, the more memory is in use the slower it is
+ * read; beyond any cache, and no more than a quarter of what is free.
+ */
+const PROBE_BYTES = { usual: 1 << 30, least: 128 << 20, most: 2 ** 31 };
+const PROBE_SECONDS = 0.04;
 
 /** Name of this machine's processors, e.g. "AMD EPYC (2 threads)". */
 export function machineName(): string {
   return `${cpuName()} (${availableParallelism()} threads)`;
 }
 
-/** This machine: its memory's read bandwidth as measured now, with the {@link REFERENCE} GPU. Takes over a second. */
-export async function measureHardware(vramBytes: number): Promise<GpuHardware> {
-  const bandwidth = await native().readBandwidth(PROBE_BYTES, availableParallelism(), PROBE_SECONDS);
+/** How this machine is measured for a model of `modelBytes`. */
+export async function measurement(modelBytes: number = PROBE_BYTES.usual): Promise<CpuMeasurement> {
+  const { caches, memory } = await describeMachine();
+  const { least, most } = PROBE_BYTES;
+  const free = Math.max(least, memory.available / 4);
+  return {
+    threads: availableParallelism(),
+    seconds: PROBE_SECONDS,
+    memoryBytes: Math.floor(Math.min(most, free, Math.max(least, modelBytes))),
+    cacheBytes: caches.at(-1)?.size ?? null,
+  };
+}
+
+/** This machine without a GPU, as a hardware file. Takes several seconds. */
+export async function measureMachine(what: CpuMeasurement): Promise<Hardware> {
   return {
     name: machineName(),
-    cpu: { bandwidth: Math.round(bandwidth) },
-    gpu: referenceGpu(vramBytes),
+    cpu: await measureCpu(what),
+    gpu: null,
     link: REFERENCE_LINK,
-    source: "CPU bandwidth measured here; no GPU found, so splits are made for the reference one",
+    source: "CPU measured by pi doctor; no GPU found, so link is an estimate (PCIe 4.0 x16)",
+  };
+}
+
+/** This machine, measured now, with the {@link REFERENCE} GPU. */
+export async function measureHardware(vramBytes: number, modelBytes: number): Promise<GpuHardware> {
+  return {
+    ...(await measureMachine(await measurement(modelBytes))),
+    gpu: referenceGpu(vramBytes),
+    source: "CPU measured here; no GPU found, so splits are made for the reference one",
   };
 }
 

@@ -7,7 +7,7 @@ import type { StageContext } from "../io/progress.ts";
 import { readArtifact } from "../model/artifact.ts";
 import { readModelFile } from "../model/model-file.ts";
 import { choosePlacement, type SolverName } from "./choose.ts";
-import { modelCosts } from "./costs.ts";
+import { hotFirst, modelCosts } from "./costs.ts";
 import { machineName, measureHardware, readHardwareFile } from "./hardware.ts";
 import { readInputs, type Inputs } from "./inputs.ts";
 import { pack } from "./pack.ts";
@@ -17,6 +17,8 @@ export interface PlaceOptions {
   out: string;
   /** Bytes of GPU memory that everything together may take; 0 for CPU only. */
   vram: number;
+  /** Bytes of main memory that what is not on the GPU may take; default: as much as it takes. */
+  ram?: number | undefined;
   /**
    * Tokens of KV cache to make room for, all sequences together; default: the model's longest context, at most 4096.
    */
@@ -50,24 +52,29 @@ export async function place(dir: string, options: PlaceOptions, context: StageCo
   const { config } = inputs.model;
   const contextTokens = options.contextTokens ?? Math.min(config.maxPositions, DEFAULT_CONTEXT);
   const file = options.hardware === undefined ? undefined : await readHardwareFile(options.hardware, options.vram);
-  const { vram, solver = "auto", name = basename(options.out, ".pi") } = options;
+  const { vram, ram, solver = "auto", name = basename(options.out, ".pi") } = options;
   const machine = file ? sha256(file.text) : machineName();
-  const origin = provenance("place", { vram, contextTokens, solver, name, machine }, inputs.hashes);
+  const origin = provenance("place", { vram, ...(ram !== undefined && { ram }), contextTokens, solver, name, machine }, inputs.hashes);
 
   const existing = options.force ? undefined : await readModelFile(options.out).catch(() => undefined);
   if (existing?.format === "artifact" && sameProvenance(existing.provenance, origin)) {
     const { placement, predictors } = readArtifact(existing);
     return { placement, predictors: predictors !== undefined, upToDate: true };
   }
-  const costs = modelCosts(inputs.model, inputs.activations, inputs.predictors?.metrics, contextTokens);
-  const hardware = file?.hardware ?? (await measureHardware(vram));
-  const placement = await choosePlacement(costs, hardware, vram, solver, context);
+  const activity = inputs.activations.layers.map((_, layer) => hotFirst(inputs.activations, layer));
+  const tensors = new Map([...inputs.model.tensors, ...(inputs.predictors?.tensors ?? [])]);
+  const costs = modelCosts({ ...inputs.model, tensors }, activity, inputs.predictors?.metrics, { contextTokens });
+  const hardware = file?.hardware ?? (await measureHardware(vram, weightBytes(tensors)));
+  const placement = await choosePlacement(costs, hardware, { vram, ram }, solver, context);
   const metadata = { ...artifactMetadata(inputs, placement, name), "pi.provenance": JSON.stringify(origin) };
   const sources = [inputs.model, ...(inputs.predictors ? [inputs.predictors] : [])];
   const orders = costs.layers.map(({ order }) => order);
   await pack(options.out, sources, orders, metadata, context);
   return { placement, predictors: inputs.predictors !== undefined, upToDate: false };
 }
+
+const weightBytes = (tensors: ReadonlyMap<string, { bytes: number }>): number =>
+  [...tensors.values()].reduce((sum, { bytes }) => sum + bytes, 0);
 
 /** Everything an artifact says of itself but its provenance and tensors. */
 function artifactMetadata(

@@ -2,10 +2,8 @@ import { check, PiError } from "../formats/errors.ts";
 import type { Gpu, Hardware } from "../formats/hardware.ts";
 import { NEURON_BATCH, type LayerPlacement, type PlacementMemory } from "../formats/placement.ts";
 import type { LayerCosts, ModelCosts } from "./costs.ts";
+import type { Price, Prices } from "./price.ts";
 import type { Group, Problem } from "./problem.ts";
-
-/** Hardware with a GPU to place on. */
-export type GpuHardware = Hardware & { gpu: Gpu };
 
 /** Which parts of the model are on the GPU. */
 export interface Split {
@@ -13,18 +11,13 @@ export interface Split {
   head: boolean;
 }
 
-/** Seconds saved per byte read from the GPU's memory instead of the CPU's. */
-export function secondsPerByte({ cpu, gpu }: GpuHardware): number {
-  return 1 / cpu.bandwidth - 1 / gpu.bandwidth;
-}
-
 /**
  * C_l of the paper: the fewest neurons whose computation on the GPU saves what handing them over costs,
- * ceil(T_sync / (M / BW_cpu - M / BW_gpu)) with M bytes a neuron. Null where the GPU is no faster.
+ * ceil(T_sync / (T_cpu - T_gpu)) with the times of one neuron, M / BW_cpu and M / BW_gpu where bandwidth is all that
+ * counts. Null where the GPU is no faster.
  */
-export function minimumNeurons(neuronBytes: number, hardware: GpuHardware): number | null {
-  const saved = neuronBytes * secondsPerByte(hardware);
-  return saved > 0 ? Math.max(1, Math.ceil(hardware.link.syncSeconds / saved)) : null;
+export function minimumNeurons({ cpu, gpu }: Price, { syncSeconds }: Hardware["link"]): number | null {
+  return cpu > gpu ? Math.max(1, Math.ceil(syncSeconds / (cpu - gpu))) : null;
 }
 
 /** The placement problem with what its groups and options stand for. */
@@ -41,30 +34,46 @@ type Item =
 /**
  * Everything that may go to the GPU, by time saved per token. Neurons go in batches of 64, hottest first, none or at
  * least C_l of a layer. Attention (with the layer's KV cache), a predictor and the head are read whole for every token,
- * but each must save more than one synchronisation costs.
+ * but each must save more than one synchronisation costs. `bonus` seconds are added for every byte that leaves the CPU's
+ * memory (see {@link choosePlacement}), so that also parts which save no time are offered.
  */
-export function placementProblem(costs: ModelCosts, hardware: GpuHardware, capacity: number): PlacementProblem {
-  const saving = secondsPerByte(hardware);
-  const { syncSeconds } = hardware.link;
+export function placementProblem(
+  costs: ModelCosts,
+  prices: Prices,
+  { syncSeconds }: Hardware["link"],
+  capacity: number,
+  bonus = 0,
+): PlacementProblem {
   const items: Item[] = [];
   const groups: Group[] = [];
-  const addWhole = (item: Item, size: number, read: number): void => {
-    const value = read * saving - syncSeconds;
+  const addWhole = (item: Item, size: number, { cpu, gpu }: Price): void => {
+    const value = cpu - gpu - syncSeconds + bonus * size;
     if (size <= 0 || value <= 0) return;
     items.push(item);
     groups.push({ sizes: [0, size], values: [0, value] });
   };
   for (const [layer, cost] of costs.layers.entries()) {
-    const neurons = neuronOptions(cost.order.length, minimumNeurons(cost.neuron, hardware));
+    const price = prices.layers[layer]!;
+    const neurons = neuronOptions(cost.order.length, minimumNeurons(price.neuron, { syncSeconds, bandwidth: 0 }));
     items.push({ part: "neurons", layer, neurons });
-    const read = prefixSums(cost.read);
-    const values = neurons.map((n) => read[n]! * saving);
-    groups.push({ sizes: neurons.map((n) => n * cost.neuron), values });
-    addWhole({ part: "attention", layer }, cost.attention + cost.kv, cost.attention + cost.kvRead);
-    addWhole({ part: "predictor", layer }, cost.predictor, cost.predictor);
+    const work = prefixSums(price.neurons);
+    const sizes = neurons.map((n) => n * cost.neuron);
+    groups.push({ sizes, values: neurons.map((n, o) => work[n]! * (1 - price.gpuRatio) + bonus * sizes[o]!) });
+    addWhole({ part: "attention", layer }, cost.attention + cost.kv, price.attention);
+    addWhole({ part: "predictor", layer }, cost.predictor, price.predictor);
   }
-  addWhole({ part: "head" }, costs.head, costs.head);
+  addWhole({ part: "head" }, costs.head.bytes, prices.head);
   return { capacity, groups, items };
+}
+
+/** What the parts on the GPU save per token as {@link placementProblem} counts it, without bonus. */
+export function savedSeconds(split: Split, { layers, head }: Prices, { syncSeconds }: Hardware["link"]): number {
+  const whole = (onGpu: boolean, { cpu, gpu }: Price): number => (onGpu ? cpu - gpu - syncSeconds : 0);
+  return layers.reduce((sum, { attention, predictor, neurons, gpuRatio }, l) => {
+    const layer = split.layers[l]!;
+    const work = neurons.subarray(0, layer.gpuNeurons).reduce((a, b) => a + b, 0) * (1 - gpuRatio);
+    return sum + work + whole(layer.attention, attention) + whole(layer.predictor, predictor);
+  }, whole(split.head, head));
 }
 
 /** 0, then whole batches from `least` on up to all `n`: the last batch may be smaller. */
@@ -128,13 +137,24 @@ export function memoryOf(split: Split, costs: ModelCosts, gpu: Gpu): PlacementMe
     costs.layers.reduce((total, cost, l) => total + of(cost, split.layers[l]!), 0);
   const parts = {
     weights:
-      sum((cost, l) => l.gpuNeurons * cost.neuron + (l.attention ? cost.attention : 0)) + (split.head ? costs.head : 0),
+      sum((cost, l) => l.gpuNeurons * cost.neuron + (l.attention ? cost.attention : 0)) + (split.head ? costs.head.bytes : 0),
     predictors: sum((cost, l) => (l.predictor ? cost.predictor : 0)),
     kv: sum((cost, l) => (l.attention ? cost.kv : 0)),
     scratch: used ? costs.scratch : 0,
     context: used ? gpu.reservedBytes : 0,
   };
   return { ...parts, total: Object.values(parts).reduce((a, b) => a + b, 0) };
+}
+
+/** Bytes of main memory that what is not on the GPU takes: weights, predictors, keys and values, and scratch. */
+export function ramOf(split: Split, costs: ModelCosts): number {
+  const layers = costs.layers.map((cost, l) => {
+    const { gpuNeurons, attention, predictor } = split.layers[l]!;
+    const neurons = (cost.order.length - gpuNeurons) * cost.neuron;
+    return neurons + (attention ? 0 : cost.attention + cost.kv) + (predictor ? 0 : cost.predictor);
+  });
+  const head = split.head || costs.tiedHead ? 0 : costs.head.bytes;
+  return layers.reduce((sum, bytes) => sum + bytes, costs.lookups + head + costs.scratch);
 }
 
 /**

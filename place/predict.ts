@@ -1,40 +1,45 @@
 import type { ModelCosts } from "./costs.ts";
-import { isEverything, prefixSums, type GpuHardware, type Split } from "./plan.ts";
+import { isEverything, prefixSums, type Split } from "./plan.ts";
+import { priceToken, type GpuHardware, type Price, type Prices } from "./price.ts";
 
 export interface Prediction {
   tokensPerSecond: number;
-  /** Share of the expected neuron bytes that the GPU reads. */
+  /** Share of the expected neuron work (seconds on the CPU) that the GPU does. */
   gpuShare: number;
   /** Per layer: share of the activations that the GPU's neurons make up. */
   impactShares: number[];
 }
 
 /**
- * Decoding speed of a split when memory is the limit: each part takes its bytes over the bandwidth of its memory; the
- * two halves of an FFN run side by side, everything else in turn; every part on the GPU that a part on the CPU waits
- * for costs a synchronisation.
+ * Decoding speed of a split: the two halves of an FFN run side by side, everything else in turn; every part on the GPU
+ * that a part on the CPU waits for costs a synchronisation, and a GPU that has everything one for the token, of which
+ * then nothing is left to the CPU but to ask for it.
  */
-export function predict(split: Split, costs: ModelCosts, { cpu, gpu, link }: GpuHardware): Prediction {
+export function predict(
+  split: Split,
+  costs: ModelCosts,
+  hardware: GpuHardware,
+  prices: Prices = priceToken(costs, hardware),
+): Prediction {
   const alone = isEverything(split, costs);
-  const sync = alone ? 0 : link.syncSeconds;
-  const whole = (onGpu: boolean, bytes: number): number =>
-    onGpu ? bytes / gpu.bandwidth + sync : bytes / cpu.bandwidth;
-  let seconds = whole(split.head, costs.head) + (alone ? link.syncSeconds : 0);
-  let gpuRead = 0;
-  let allRead = 0;
+  const sync = alone ? 0 : hardware.link.syncSeconds;
+  const whole = (onGpu: boolean, { cpu, gpu }: Price): number => (onGpu ? gpu + sync : cpu);
+  let seconds = whole(split.head, prices.head) + (alone ? hardware.link.syncSeconds : prices.fixed);
+  let gpuWork = 0;
+  let allWork = 0;
   const impactShares = split.layers.map((layer, l) => {
-    const cost = costs.layers[l]!;
-    const n = cost.order.length;
-    const read = prefixSums(cost.read);
-    const onGpu = read[layer.gpuNeurons]!;
-    const onCpu = read[n]! - onGpu;
-    seconds += whole(layer.attention, cost.attention + cost.kvRead);
-    if (cost.predictor > 0) seconds += whole(layer.predictor, cost.predictor);
-    seconds += Math.max(onCpu / cpu.bandwidth, layer.gpuNeurons > 0 ? onGpu / gpu.bandwidth + sync : 0);
-    gpuRead += onGpu;
-    allRead += read[n]!;
-    const impact = prefixSums(cost.frequency);
+    const { frequency, predictor } = costs.layers[l]!;
+    const price = prices.layers[l]!;
+    const n = frequency.length;
+    const work = prefixSums(price.neurons);
+    const onGpu = work[layer.gpuNeurons]!;
+    seconds += whole(layer.attention, price.attention);
+    if (predictor > 0) seconds += whole(layer.predictor, price.predictor);
+    seconds += Math.max(work[n]! - onGpu, layer.gpuNeurons > 0 ? onGpu * price.gpuRatio + sync : 0);
+    gpuWork += onGpu;
+    allWork += work[n]!;
+    const impact = prefixSums(frequency);
     return impact[n]! > 0 ? impact[layer.gpuNeurons]! / impact[n]! : layer.gpuNeurons / n;
   });
-  return { tokensPerSecond: 1 / seconds, gpuShare: allRead > 0 ? gpuRead / allRead : 0, impactShares };
+  return { tokensPerSecond: 1 / seconds, gpuShare: allWork > 0 ? gpuWork / allWork : 0, impactShares };
 }

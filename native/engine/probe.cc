@@ -43,6 +43,8 @@ struct FreeLines {
 
 }  // namespace
 
+uint64_t sum_lines(const void* lines, size_t bytes) { return sweep(static_cast<const Line*>(lines), bytes / sizeof(Line)); }
+
 double read_bandwidth(size_t bytes, int threads, double seconds) {
   const size_t lines = bytes / sizeof(Line);
   if (threads < 1 || lines < static_cast<size_t>(threads) || !(seconds > 0)) {

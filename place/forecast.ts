@@ -1,0 +1,63 @@
+import type { Cpu } from "../formats/hardware.ts";
+import type { Placement } from "../formats/placement.ts";
+import type { PredictorMetrics } from "../formats/predictors.ts";
+import { modelCosts, type CostModel, type CostOptions, type LayerActivity } from "./costs.ts";
+import { priceOnCpu, type CpuPrices } from "./cpu-price.ts";
+
+/** An artifact, as far as its speed depends on it. */
+export interface Forecastable {
+  model: CostModel;
+  placement: Placement;
+  predictors: readonly PredictorMetrics[] | undefined;
+}
+
+/** Seconds of a token by part, as `EngineStats.bytes` has its bytes. */
+export interface Forecast {
+  attention: number;
+  predictor: number;
+  ffn: number;
+  head: number;
+  fixed: number;
+}
+
+/**
+ * What a token of an artifact should take on this CPU alone, in the mode and at the context of `options`; null for artifacts
+ * of earlier versions, which do not say how often their neurons fire.
+ */
+export function forecast(artifact: Forecastable, cpu: Cpu, options: Required<CostOptions>): Forecast | null {
+  const { model, placement, predictors } = artifact;
+  const activity = placement.layers.map(({ activity: values }) => values && spread(values, model.config.nNeurons));
+  if (!activity.every((layer) => layer !== undefined)) return null;
+  const prices = priceOnCpu(modelCosts(model, activity, predictors, options), cpu);
+  const sum = (of: (layer: CpuPrices["layers"][number]) => number) =>
+    prices.layers.reduce((seconds, layer) => seconds + of(layer), 0);
+  return {
+    attention: sum(({ attention }) => attention),
+    predictor: sum(({ predictor }) => predictor),
+    ffn: sum(({ neurons }) => neurons.reduce((a, b) => a + b, 0)),
+    head: prices.head,
+    fixed: prices.fixed,
+  };
+}
+
+/** Of several that are of the same parts. */
+export function meanForecast(forecasts: readonly Forecast[]): Forecast {
+  const mean = (of: (one: Forecast) => number) => forecasts.reduce((sum, one) => sum + of(one), 0) / forecasts.length;
+  return {
+    attention: mean((one) => one.attention),
+    predictor: mean((one) => one.predictor),
+    ffn: mean((one) => one.ffn),
+    head: mean((one) => one.head),
+    fixed: mean((one) => one.fixed),
+  };
+}
+
+/** An artifact's neurons in their order, each as active as its part of them is. */
+function spread(values: readonly number[], n: number): LayerActivity {
+  return {
+    order: Int32Array.from({ length: n }, (_, i) => i),
+    frequency: Float64Array.from({ length: n }, (_, i) => values[Math.floor((i * values.length) / n)]!),
+  };
+}
+
+export const tokensPerSecond = (parts: Forecast): number => 1 / Object.values(parts).reduce((a, b) => a + b, 0);

@@ -1,14 +1,17 @@
 import type { Command } from "commander";
 import { cpus } from "node:os";
-import type { Hardware } from "../formats/hardware.ts";
+import type { CpuWork, Hardware, RowCost } from "../formats/hardware.ts";
+import { writeAtomic } from "../io/atomic-file.ts";
 import { describeMachine, type Machine } from "../io/hardware.ts";
 import { addonPath, native } from "../native/index.ts";
-import { REFERENCE_LINK } from "../place/hardware.ts";
+import { measureMachine, measurement } from "../place/hardware.ts";
 import { formatBytes, formatNumber, printJson, printTable } from "./output.ts";
+import { percent } from "./place.ts";
 import { parseNumber, parseSize } from "./sizes.ts";
 
 interface Options {
-  buffer: number;
+  output?: string;
+  buffer?: number;
   seconds: number;
   json?: boolean;
 }
@@ -23,24 +26,30 @@ interface Bandwidth {
 
 export function define(command: Command): void {
   command
-    .option("--buffer <SIZE>", "buffer for the memory bandwidth, beyond any cache", parseSize, 512 << 20)
-    .option("--seconds <S>", "time for each bandwidth", parseNumber(0.01, 60), 1)
+    .option("-o, --output <FILE>", "write what pi place --hardware takes")
+    .option("--buffer <SIZE>", "buffer in main memory (default: 1 GiB, at most a quarter of what is free)", parseSize)
+    .option("--seconds <S>", "time for each bandwidth; loops get a twentieth", parseNumber(0.01, 60), 1)
     .option("--json", "print one JSON document; its member `hardware` is a hardware file for pi place")
-    .action(async ({ buffer, seconds, json }: Options) => {
+    .action(async ({ output, json, ...options }: Options) => {
       const machine = await describeMachine();
       const addon = describeAddon();
-      const bandwidth = "isa" in addon ? await measure(machine, buffer, seconds) : [];
-      const report = {
-        ...machine,
-        node: process.version,
-        addon,
-        bandwidth,
-        hardware: hardwareFile(machine, bandwidth),
-      };
+      const works = "isa" in addon;
+      const bytes = (await measurement(options.buffer)).memoryBytes;
+      const bandwidth = works ? await measure(machine, bytes, options.seconds) : [];
+      const hardware = works ? await measureLoops(bytes, options.seconds) : null;
+      const report = { ...machine, node: process.version, addon, bandwidth, hardware };
+      if (output !== undefined && hardware) await writeAtomic(output, (file) => file.writeFile(`${JSON.stringify(hardware, null, 2)}\n`));
       if (json) printJson(report);
       else print(report);
-      if (!("isa" in addon)) process.exitCode = 1;
+      if (!works) process.exitCode = 1;
     });
+}
+
+/** A loop's share of the time for a bandwidth. */
+const LOOP_SHARE = 0.05;
+
+async function measureLoops(memoryBytes: number, seconds: number): Promise<Hardware> {
+  return measureMachine({ ...(await measurement()), memoryBytes, seconds: seconds * LOOP_SHARE });
 }
 
 type Addon = { path: string; isa: { active: string; available: string[] } } | { path: string; problem: string };
@@ -70,20 +79,14 @@ async function measure({ caches, threads }: Machine, buffer: number, seconds: nu
   return found;
 }
 
-/** This machine as `pi place --hardware` takes it; null when nothing could be measured. */
-function hardwareFile({ cpu, threads }: Machine, bandwidth: Bandwidth[]): Hardware | null {
-  const memory = bandwidth.findLast(({ what }) => what === "memory");
-  if (!memory) return null;
-  return {
-    name: `${cpu} (${threads} threads)`,
-    cpu: { bandwidth: Math.round(memory.bytesPerSecond) },
-    gpu: null,
-    link: REFERENCE_LINK,
-    source: "CPU bandwidth measured by pi doctor; link: an estimate",
-  };
+interface Report extends Machine {
+  node: string;
+  addon: Addon;
+  bandwidth: Bandwidth[];
+  hardware: Hardware | null;
 }
 
-function print(report: Machine & { node: string; addon: Addon; bandwidth: Bandwidth[] }): void {
+function print(report: Report): void {
   const { addon, caches, memory } = report;
   const lines = [
     ["CPU", `${report.cpu}, ${report.threads} of ${cpus().length} threads`],
@@ -102,5 +105,44 @@ function print(report: Machine & { node: string; addon: Addon; bandwidth: Bandwi
     report.bandwidth.map(({ what, bytes, threads, bytesPerSecond }) => {
       return [what, formatBytes(bytes), threads, formatNumber(bytesPerSecond / 1e9)];
     }),
+  );
+  if (report.hardware?.cpu.work) printWork(report.hardware.cpu.bandwidth, report.hardware.cpu.work);
+}
+
+/** What the engine's loops take, in a memory at a time. */
+function printWork(bandwidth: number, { memory, cache, ...work }: CpuWork): void {
+  const levels = [
+    { what: "memory", bandwidth, costs: memory },
+    ...(cache ? [{ what: "cache", bandwidth: cache.bandwidth, costs: cache }] : []),
+  ];
+  const us = (seconds: number): string => `${formatNumber(seconds * 1e6)} µs`;
+  const cost = ({ share, seconds }: RowCost): string => `${percent(share)} + ${formatNumber(seconds * 1e9)} ns`;
+  process.stdout.write("\nshare of the bandwidth that rows of weights reach, and what each takes besides\n");
+  printTable(
+    ["in", "type", "projections", "all neurons", "one in ten"],
+    levels.flatMap(({ what, costs }) =>
+      Object.entries(costs.rows).map(([type, rows]) => [
+        what,
+        type,
+        cost(rows.project),
+        cost(rows.dense),
+        cost(rows.sparse),
+      ]),
+    ),
+  );
+  process.stdout.write(
+    `\na token: crossing to the engine ${us(work.tokenSeconds)}; a parallel loop ${us(work.loopSeconds)}; ` +
+      `per layer and 1,000 of width ${us(1e3 * work.streamSeconds)}; per 1,000 logits ${us(1e3 * work.vocabularySeconds)}\n`,
+  );
+  process.stdout.write("\na token's keys and values, a head of 64 at 1,000 tokens of context\n");
+  printTable(
+    ["in", "f32", "f16", "q8"],
+    levels.map(({ what, costs }) => [
+      what,
+      ...(["f32", "f16", "q8"] as const).map((type) => {
+        const { headSeconds, readSeconds, querySeconds } = costs.attention[type];
+        return us(headSeconds + 64e3 * (readSeconds + querySeconds));
+      }),
+    ]),
   );
 }

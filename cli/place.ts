@@ -1,5 +1,5 @@
 import { Option, type Command } from "commander";
-import type { Placement } from "../formats/placement.ts";
+import type { Placement, PlacementSpeed } from "../formats/placement.ts";
 import { SOLVERS, type SolverName } from "../place/choose.ts";
 import { place, type PlaceOptions, type PlaceResult } from "../place/place.ts";
 import { formatBytes, formatNumber, printJson, printTable, stageContext } from "./output.ts";
@@ -9,6 +9,7 @@ import { parseInteger, parseSize } from "./sizes.ts";
 export interface PlacementFlags {
   vram?: number;
   vramBudget?: number;
+  ram?: number;
   ctx?: number;
   hardware?: string;
   solver?: SolverName;
@@ -53,6 +54,7 @@ export function addPlacementOptions(command: Command): void {
         .argParser(parseGibibytes)
         .conflicts("vram"),
     )
+    .option("--ram <SIZE>", "main memory that what stays with the CPU may take (default: all it needs)", parseSize)
     .option(
       "--ctx <N>",
       "tokens of KV cache to make room for (default: the model's context, at most 4096)",
@@ -67,8 +69,8 @@ export function addPlacementOptions(command: Command): void {
 export function placeOptions(flags: PlacementFlags, command: Command): Omit<PlaceOptions, "out"> {
   const vram = flags.vram ?? flags.vramBudget;
   if (vram === undefined) command.error("error: required option '--vram <SIZE>' not specified (0: CPU only)");
-  const { ctx, hardware, solver, name } = flags;
-  return { vram, contextTokens: ctx, hardware, solver, name };
+  const { ram, ctx, hardware, solver, name } = flags;
+  return { vram, ram, contextTokens: ctx, hardware, solver, name };
 }
 
 function parseGibibytes(text: string): number {
@@ -85,11 +87,22 @@ export function printPlacement({ placement, predictors }: Pick<PlaceResult, "pla
     `memory     ${formatBytes(memory.total)} of ${formatBytes(vramBudget)}: weights ${formatBytes(memory.weights)}, ` +
       `predictors ${formatBytes(memory.predictors)}, KV ${formatBytes(memory.kv)}, scratch ${formatBytes(memory.scratch)}, ` +
       `context ${formatBytes(memory.context)}`,
+    ...describeRam(placement),
     `objective  ${describeObjective(placement)}`,
     `GPU share  ${percent(placement.gpuShare)} of the neuron work${placement.head ? ", and the head" : ""}`,
-    `predicted  ${formatNumber(predicted.tokensPerSecond)} tokens/s; all on the CPU ${formatNumber(predicted.cpuOnlyTokensPerSecond)}`,
+    `predicted  ${formatNumber(predicted.tokensPerSecond)} tokens/s; all on the CPU ${formatNumber(predicted.cpuOnlyTokensPerSecond)}${describeCase(predicted)}`,
   ];
   process.stdout.write(`${lines.join("\n")}\n`);
+}
+
+function describeRam({ ram }: Placement): string[] {
+  if (!ram) return [];
+  return [`RAM        ${formatBytes(ram.total)}${ram.budget === null ? "" : ` of ${formatBytes(ram.budget)}`} for what stays with the CPU`];
+}
+
+/** Which mode and context a predicted speed is of. */
+function describeCase({ mode, contextTokens }: PlacementSpeed): string {
+  return mode === undefined ? "" : ` (${mode}, ${formatNumber(contextTokens!)} tokens of context)`;
 }
 
 /** Per layer, what is on the GPU. */

@@ -16,7 +16,8 @@ export interface Placement {
   /** Main memory: the budget, null where none was given, and what is not on the GPU takes of it. */
   ram?: { budget: number | null; total: number };
   /**
-   * Seconds a token saves against everything on the CPU, as the solver counts them, and a proven upper bound of that.
+   * Seconds a token saves against everything on the CPU, as the solver counts them, and a proven upper bound of that; below
+   * 0 where a RAM budget forces more to the GPU than saves time.
    */
   objective: number;
   bound: number;
@@ -93,8 +94,8 @@ export function parsePlacement(text: string, file: string, shape: { nLayers: num
     head: fields.boolean("head"),
     memory: readMemory(fields.object("memory"), file),
     ...(fields.has("ram") && { ram: readRam(fields.object("ram")) }),
-    objective: fields.number("objective"),
-    bound: fields.number("bound"),
+    objective: fields.number("objective", -Infinity),
+    bound: fields.number("bound", -Infinity),
     gap: fields.number("gap", 0, 1),
     solver,
     referee: referee && { objective: referee.number("objective"), bound: referee.number("bound") },

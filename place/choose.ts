@@ -120,8 +120,8 @@ async function decide(
   context: StageContext,
 ): Promise<Outcome> {
   const { costs, hardware, prices, budgets } = given;
-  const best = await solveBy(problem, solver, context);
-  const split = splitOf(problem, best.options, costs.layers.length);
+  const { options, ...best } = await solveBy(problem, solver, context);
+  const split = splitOf(problem, options, costs.layers.length);
   const found = { ...best, split };
   const whole = everything(costs);
   const seconds = (of: Split): number => 1 / predict(of, costs, hardware, prices).tokensPerSecond;
@@ -130,15 +130,15 @@ async function decide(
   if (fits && value > best.objective) {
     return { split: whole, solver: best.solver, objective: value, bound: value, referee: null };
   }
-  return ramOf(split, costs) <= (budgets.ram ?? Infinity) ? found : withinRam(given);
+  return ramOf(split, costs) <= (budgets.ram ?? Infinity) ? found : withinRam(given, found.bound);
 }
 
 async function solveBy(problem: PlacementProblem, solver: SolverName, context: StageContext) {
   const ours = solve(problem);
   const theirs = await ask(problem, ours, solver, context);
   const better = theirs && (solver === "ilp" || theirs.objective > ours.objective * (1 + REFEREE_GAP));
-  const best = better ? { ...theirs, solver: "ilp" as const } : ours;
-  return { ...best, referee: theirs ? { objective: theirs.objective, bound: theirs.bound } : null };
+  const { options, objective, bound, solver: by } = better ? { ...theirs, solver: "ilp" as const } : ours;
+  return { options, objective, bound, solver: by, referee: theirs ? { objective: theirs.objective, bound: theirs.bound } : null };
 }
 
 /** Seconds per byte between which the price of main memory is sought: beyond the last nothing else counts. */
@@ -147,9 +147,9 @@ const BONUSES = { least: 1e-15, most: 1e-3, precision: 1e-6 };
 /**
  * The best placement that leaves no more with the CPU than fits. Every byte moved earns a bonus, the lowest with which
  * enough is moved; no placement that moves enough is worth more than the bound with the bonus, less the bonus on what must
- * be moved (Lagrange). Throws `E_BUDGET` with the numbers when no bonus is enough.
+ * be moved (Lagrange), nor than `free`, the bound without this budget. Throws `E_BUDGET` with the numbers when no bonus is enough.
  */
-function withinRam({ costs, hardware, prices, budgets, capacity }: Case): Outcome {
+function withinRam({ costs, hardware, prices, budgets, capacity }: Case, free: number): Outcome {
   const nLayers = costs.layers.length;
   const ram = budgets.ram!;
   const withBonus = (bonus: number) => placementProblem(costs, prices, hardware.link, capacity, bonus);
@@ -178,7 +178,8 @@ function withinRam({ costs, hardware, prices, budgets, capacity }: Case): Outcom
   const split = ramOf(searched, costs) <= ram ? searched : splitBy(high);
   const objective = savedSeconds(split, prices, hardware.link);
   const must = ramOf(nothing(nLayers), costs) - ram;
-  return { split, solver: solution.solver, objective, bound: Math.max(objective, bound - high * must), referee: null };
+  const lower = Math.min(free, bound - high * must);
+  return { split, solver: solution.solver, objective, bound: Math.max(objective, lower), referee: null };
 }
 
 /** HiGHS's solution, where it is asked and finds one in time; a warning otherwise. */

@@ -38,9 +38,13 @@ export function total(problem: Problem, options: readonly number[]): { size: num
   return { size, value };
 }
 
-/** (bound - objective) / bound; 0 when nothing can be gained. */
+/**
+ * (bound - objective) / bound; 0 when nothing can be gained. Where a placement that is forced by a budget costs time, over
+ * what it costs.
+ */
 export function relativeGap({ objective, bound }: { objective: number; bound: number }): number {
-  return bound > 0 ? Math.max(0, bound - objective) / bound : 0;
+  const scale = Math.max(bound, Math.abs(objective));
+  return scale > 0 ? Math.min(1, Math.max(0, bound - objective) / scale) : 0;
 }
 
 /**

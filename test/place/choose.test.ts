@@ -4,13 +4,15 @@ import type { Hardware } from "../../formats/hardware.ts";
 import { NEURON_BATCH, parsePlacement, type Placement } from "../../formats/placement.ts";
 import { silentContext } from "../../io/progress.ts";
 import { choosePlacement } from "../../place/choose.ts";
-import type { LayerCosts, ModelCosts } from "../../place/costs.ts";
-import { minimumNeurons, placementProblem, type GpuHardware } from "../../place/plan.ts";
+import type { LayerCosts, Matrix, ModelCosts } from "../../place/costs.ts";
+import { minimumNeurons, nothing, placementProblem, ramOf } from "../../place/plan.ts";
 import { predict } from "../../place/predict.ts";
+import { priceToken, type GpuHardware } from "../../place/price.ts";
+import { BANDWIDTH_ONLY, costsOfShare } from "./ideal-work.ts";
 
 const MACHINE: Hardware & GpuHardware = {
   name: "test machine",
-  cpu: { bandwidth: 50e9 },
+  cpu: { bandwidth: 50e9, work: BANDWIDTH_ONLY },
   gpu: { name: "test GPU", vramBytes: 48 * 2 ** 30, bandwidth: 1000e9, reservedBytes: 1 << 29 },
   link: { bandwidth: 25e9, syncSeconds: 20e-6 },
   source: "made up",
@@ -42,23 +44,37 @@ function costsOf(shape: Shape, exponent = (layer: number): number => 0.3 + (laye
   const layers = Array.from({ length: shape.nLayers }, (_, layer): LayerCosts => {
     const frequency = Float64Array.from({ length: shape.nNeurons }, (__, i) => (i + 1) ** -exponent(layer));
     const { neuron, attention, kv, predictor } = shape;
-    const order = Int32Array.from(frequency.keys());
     return {
-      order,
+      order: Int32Array.from(frequency.keys()),
       frequency,
       neuron,
-      read: frequency.map((f) => f * neuron),
+      neuronRows: [row(neuron)],
+      asked: frequency,
+      used: frequency,
       attention,
+      projections: [row(attention)],
       kv,
-      kvRead: kv / 2,
+      kvRead: 0,
       predictor,
+      predictorRows: [row(predictor)],
     };
   });
-  return { mode: "predictor", layers, head: 2e6, scratch: 1e6 };
+  return {
+    mode: "predictor",
+    layers,
+    head: { bytes: 2e6, matrix: row(2e6), shortlist: false },
+    kv: { type: "f16", heads: 0, queries: 1, headDim: 64, tokens: 0 },
+    dim: 64,
+    scratch: 1e6,
+    lookups: 0,
+    tiedHead: false,
+  };
 }
 
+const row = (bytes: number): Matrix => ({ type: "f16", rows: 1, bytes });
+
 const choose = (costs: ModelCosts, budget: number, hardware = MACHINE): Promise<Placement> =>
-  choosePlacement(costs, hardware, budget, "greedy", silentContext);
+  choosePlacement(costs, hardware, { vram: budget }, "greedy", silentContext);
 
 /** What every placement must be. */
 function expectLegal(placement: Placement, { nLayers, nNeurons }: Shape): void {
@@ -76,28 +92,40 @@ function expectLegal(placement: Placement, { nLayers, nNeurons }: Shape): void {
 }
 
 describe("C_l", () => {
-  it("is the paper's ceil(T_sync / (M / BW_cpu - M / BW_gpu))", () => {
-    const M = 3 * 4096 * 2;
-    expect(minimumNeurons(M, MACHINE)).toBe(Math.ceil(20e-6 / (M / 50e9 - M / 1000e9)));
-    expect(minimumNeurons(M, { ...MACHINE, link: { bandwidth: 1, syncSeconds: 0 } })).toBe(1);
+  it("is the paper's ceil(T_sync / (M / BW_cpu - M / BW_gpu)) where bandwidth is all that counts", () => {
+    const costs = costsOf(SMALL);
+    const { neuron } = priceToken(costs, MACHINE).layers[0]!;
+    const M = SMALL.neuron;
+    expect(minimumNeurons(neuron, MACHINE.link)).toBe(Math.ceil(20e-6 / (M / 50e9 - M / 1000e9)));
+    expect(minimumNeurons(neuron, { bandwidth: 1, syncSeconds: 0 })).toBe(1);
+  });
+
+  it("falls where the CPU is slower than its bandwidth", () => {
+    const half = { ...BANDWIDTH_ONLY, memory: costsOfShare(0.5) };
+    const slow = priceToken(costsOf(SMALL), { ...MACHINE, cpu: { bandwidth: 50e9, work: half } }).layers[0]!.neuron;
+    const M = SMALL.neuron;
+    expect(minimumNeurons(slow, MACHINE.link)).toBe(Math.ceil(20e-6 / (M / 25e9 - M / 1000e9)));
   });
 
   it("does not exist where the GPU is no faster", () => {
-    expect(minimumNeurons(1000, { ...MACHINE, cpu: { bandwidth: 2000e9 } })).toBeNull();
+    expect(minimumNeurons({ cpu: 1e-9, gpu: 1e-9 }, MACHINE.link)).toBeNull();
   });
 });
+
+const problemOf = (costs: ModelCosts) => placementProblem(costs, priceToken(costs, MACHINE), MACHINE.link, 1e9);
 
 describe("placementProblem", () => {
   it("offers no layer that is smaller than C_l, and no part that saves less than one synchronisation", () => {
     const costs = costsOf({ ...SMALL, neuron: 60, attention: 1000, predictor: 1000 });
-    const { groups, items } = placementProblem({ ...costs, head: 0 }, MACHINE, 1e9);
+    const { groups, items } = problemOf({ ...costs, head: { ...costs.head, bytes: 0 } });
     expect(groups.map(({ sizes }) => sizes)).toEqual([[0], [0], [0]]);
     expect(items.map(({ part }) => part)).toEqual(["neurons", "neurons", "neurons"]);
   });
 
   it("starts a layer with the batches that hold C_l neurons and ends it with all, the last batch smaller", () => {
-    const { items, groups } = placementProblem(costsOf(SMALL), MACHINE, 1e9);
-    const least = Math.ceil(minimumNeurons(SMALL.neuron, MACHINE)! / 64) * 64;
+    const { items, groups } = problemOf(costsOf(SMALL));
+    const { neuron } = priceToken(costsOf(SMALL), MACHINE).layers[0]!;
+    const least = Math.ceil(minimumNeurons(neuron, MACHINE.link)! / 64) * 64;
     const neurons = (items[0] as { neurons: number[] }).neurons;
     expect(neurons.slice(0, 3)).toEqual([0, least, least + 64]);
     expect(neurons.slice(-2)).toEqual([960, 1000]);
@@ -147,9 +175,9 @@ describe("choosePlacement", () => {
 
   it("has HiGHS check small problems, and reports both objectives", async () => {
     const costs = costsOf(SMALL);
-    const checked = await choosePlacement(costs, MACHINE, 5.6e8, "auto", silentContext);
+    const checked = await choosePlacement(costs, MACHINE, { vram: 5.6e8 }, "auto", silentContext);
     expect(checked.referee!.objective).toBeCloseTo(checked.objective, 9);
-    const theirs = await choosePlacement(costs, MACHINE, 5.6e8, "ilp", silentContext);
+    const theirs = await choosePlacement(costs, MACHINE, { vram: 5.6e8 }, "ilp", silentContext);
     expect(theirs.solver).toBe("ilp");
     expect(theirs.objective).toBeCloseTo(checked.objective, 9);
     expectLegal(theirs, SMALL);
@@ -157,24 +185,81 @@ describe("choosePlacement", () => {
 
   it("leaves all with the CPU, with a warning, where no part is worth the GPU", async () => {
     const warnings: string[] = [];
-    const slow = { ...MACHINE, cpu: { bandwidth: 2000e9 } };
+    const slow = { ...MACHINE, cpu: { bandwidth: 2000e9, work: BANDWIDTH_ONLY } };
     const context = { ...silentContext, warn: (text: string) => warnings.push(text) };
-    const placement = await choosePlacement(costsOf(SMALL), slow, 1e9, "auto", context);
+    const placement = await choosePlacement(costsOf(SMALL), slow, { vram: 1e9 }, "auto", context);
     expect(placement).toMatchObject({ gpuShare: 0, head: false, memory: { total: 0 } });
     expect(placement.layers[0]!.minimumNeurons).toBeNull();
     expect(warnings).toEqual([expect.stringContaining("stays with the CPU")]);
   });
 });
 
+describe("the RAM budget", () => {
+  /** What the CPU keeps under these budgets. */
+  const within = (ram: number, vram = 5.6e8) =>
+    choosePlacement(costsOf(SMALL), MACHINE, { vram, ram }, "greedy", silentContext);
+
+  it("changes nothing where what stays with the CPU fits anyway, and is written down", async () => {
+    const free = await choose(costsOf(SMALL), 5.6e8);
+    expect(free.ram).toEqual({ budget: null, total: expect.any(Number) as number });
+    const { total } = free.ram!;
+    expect(await within(total)).toEqual({ ...free, ram: { budget: total, total } });
+    expect(ramOf(nothing(3), costsOf(SMALL))).toBe(
+      3 * (SMALL.nNeurons * SMALL.neuron + SMALL.attention + SMALL.kv + SMALL.predictor) + 2e6 + 1e6,
+    );
+  });
+
+  it("moves what saves no time, too, where it must, to a proven gap", async () => {
+    // A slow link: by time alone nothing is worth it but neurons.
+    const hardware = { ...MACHINE, link: { bandwidth: 25e9, syncSeconds: 1e-4 } };
+    const costs = costsOf(SMALL);
+    const ask = (ram?: number) => choosePlacement(costs, hardware, { vram: 5.6e8, ram }, "greedy", silentContext);
+    const free = await ask();
+    expect(free.layers.some(({ attention }) => attention)).toBe(false);
+    const ram = free.ram!.total - 2e6;
+    const tight = await ask(ram);
+    expect(tight.ram!.total).toBeLessThanOrEqual(ram);
+    expect(tight.objective).toBeLessThan(free.objective);
+    expect(tight.bound).toBeGreaterThanOrEqual(tight.objective);
+    expect(tight.bound).toBeLessThanOrEqual(free.bound * (1 + 1e-9));
+    expectLegal(tight, SMALL);
+  });
+
+  it("is met by a 70B model in 200 GiB of f32, counted exactly", async () => {
+    const costs = costsOf({ ...LARGE, neuron: 2 * LARGE.neuron, attention: 604e6 });
+    const all = ramOf(nothing(LARGE.nLayers), costs);
+    expect(all).toBeGreaterThan(200 * 2 ** 30);
+    const gpu = { ...MACHINE.gpu!, vramBytes: 2 ** 38 };
+    const link = { bandwidth: 25e9, syncSeconds: 1e-2 };
+    const ram = all - 100 * 2 ** 30;
+    const budgets = { vram: 110 * 2 ** 30, ram };
+    const placement = await choosePlacement(costs, { ...MACHINE, gpu, link }, budgets, "greedy", silentContext);
+    const { total, ...parts } = placement.memory;
+    expect(placement.ram!.total).toBeLessThanOrEqual(ram);
+    expect(placement.ram!.total + parts.weights + parts.predictors + parts.kv).toBe(all);
+    expect(Number.isSafeInteger(total)).toBe(true);
+    expect(placement.gap).toBeLessThan(1e-3);
+  });
+
+  it("is refused with the numbers where nothing is enough", async () => {
+    await expect(within(1e6)).rejects.toMatchObject({
+      code: "E_BUDGET",
+      message: expect.stringMatching(
+        /^RAM budget: expected at least \d+ bytes for what stays with the CPU beside 560000000 bytes of GPU memory, got 1000000$/,
+      ) as string,
+    });
+  });
+});
+
 describe("predict", () => {
-  it("adds up bytes over bandwidth; the halves of an FFN overlap, every hand-over costs a synchronisation", () => {
+  it("adds up the parts; the halves of an FFN overlap, every hand-over costs a synchronisation", () => {
     const costs = costsOf({ ...SMALL, nLayers: 1 }, () => 0);
-    const { attention, kvRead } = costs.layers[0]!;
+    const { attention } = costs.layers[0]!;
     const split = { layers: [{ gpuNeurons: 250, attention: true, predictor: false }], head: false };
     const { tokensPerSecond, gpuShare, impactShares } = predict(split, costs, MACHINE);
     const cpuFfn = (750 * SMALL.neuron) / 50e9;
     const gpuFfn = (250 * SMALL.neuron) / 1000e9 + 20e-6;
-    const others = (attention + kvRead) / 1000e9 + 20e-6 + SMALL.predictor / 50e9 + costs.head / 50e9;
+    const others = attention / 1000e9 + 20e-6 + SMALL.predictor / 50e9 + costs.head.bytes / 50e9;
     expect(1 / tokensPerSecond).toBeCloseTo(Math.max(cpuFfn, gpuFfn) + others, 12);
     expect(gpuShare).toBeCloseTo(0.25, 9);
     expect(impactShares[0]).toBeCloseTo(0.25, 9);

@@ -2,6 +2,7 @@ import { readdirSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { describe, expect, it } from "vitest";
+import { parseHardware } from "../../formats/hardware.ts";
 import { native } from "../../native/index.ts";
 import { measureHardware, readHardwareFile, REFERENCE, REFERENCE_LINK } from "../../place/hardware.ts";
 
@@ -27,8 +28,9 @@ describe("hardware files", () => {
 
 describe("readBandwidth", () => {
   it("measures this machine", async () => {
-    const hardware = await measureHardware(1 << 30);
+    const hardware = await measureHardware(1 << 30, 1 << 20);
     expect(hardware.cpu.bandwidth).toBeGreaterThan(1e8);
+    expect(parseHardware(JSON.stringify(hardware), "hardware.json")).toEqual(hardware);
     expect(hardware.gpu).toEqual({ ...REFERENCE, vramBytes: 1 << 30, reservedBytes: 0 });
   });
 

@@ -114,7 +114,11 @@ interface ForecastSpeed extends Speed {
  * What measures this machine for an artifact's types and size; for anything else it gives null. It is asked before and after
  * the speeds, as neighbours come and go.
  */
-async function probeFor({ file }: OpenModel, threads: number, kvType: KvType | undefined): Promise<() => Promise<Cpu | null>> {
+async function probeFor(
+  { file }: OpenModel,
+  threads: number,
+  kvType: KvType | undefined,
+): Promise<() => Promise<Cpu | null>> {
   if (file.format !== "artifact") return () => Promise.resolve(null);
   const tensors = [...file.tensors.values()];
   const bytes = tensors.reduce((sum, tensor) => sum + tensor.bytes, 0);

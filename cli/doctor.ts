@@ -38,7 +38,8 @@ export function define(command: Command): void {
       const bandwidth = works ? await measure(machine, bytes, options.seconds) : [];
       const hardware = works ? await measureLoops(bytes, options.seconds) : null;
       const report = { ...machine, node: process.version, addon, bandwidth, hardware };
-      if (output !== undefined && hardware) await writeAtomic(output, (file) => file.writeFile(`${JSON.stringify(hardware, null, 2)}\n`));
+      if (output !== undefined && hardware)
+        await writeAtomic(output, (file) => file.writeFile(`${JSON.stringify(hardware, null, 2)}\n`));
       if (json) printJson(report);
       else print(report);
       if (!works) process.exitCode = 1;

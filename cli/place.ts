@@ -97,7 +97,9 @@ export function printPlacement({ placement, predictors }: Pick<PlaceResult, "pla
 
 function describeRam({ ram }: Placement): string[] {
   if (!ram) return [];
-  return [`RAM        ${formatBytes(ram.total)}${ram.budget === null ? "" : ` of ${formatBytes(ram.budget)}`} for what stays with the CPU`];
+  return [
+    `RAM        ${formatBytes(ram.total)}${ram.budget === null ? "" : ` of ${formatBytes(ram.budget)}`} for what stays with the CPU`,
+  ];
 }
 
 /** Which mode and context a predicted speed is of. */

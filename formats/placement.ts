@@ -115,7 +115,11 @@ function readSpeed(fields: Fields, file: string): PlacementSpeed {
   };
   if (!fields.has("mode")) return speed;
   const mode = MODES.find((known) => known === fields.string("mode"));
-  check(mode, "E_PLACEMENT", () => `${file}: pi.placement: predicted.mode: expected ${MODES.join(", ")}, got ${fields.string("mode")}`);
+  check(
+    mode,
+    "E_PLACEMENT",
+    () => `${file}: pi.placement: predicted.mode: expected ${MODES.join(", ")}, got ${fields.string("mode")}`,
+  );
   return { ...speed, mode, contextTokens: fields.number("contextTokens") };
 }
 

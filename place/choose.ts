@@ -138,7 +138,13 @@ async function solveBy(problem: PlacementProblem, solver: SolverName, context: S
   const theirs = await ask(problem, ours, solver, context);
   const better = theirs && (solver === "ilp" || theirs.objective > ours.objective * (1 + REFEREE_GAP));
   const { options, objective, bound, solver: by } = better ? { ...theirs, solver: "ilp" as const } : ours;
-  return { options, objective, bound, solver: by, referee: theirs ? { objective: theirs.objective, bound: theirs.bound } : null };
+  return {
+    options,
+    objective,
+    bound,
+    solver: by,
+    referee: theirs ? { objective: theirs.objective, bound: theirs.bound } : null,
+  };
 }
 
 /** Seconds per byte between which the price of main memory is sought: beyond the last nothing else counts. */

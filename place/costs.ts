@@ -97,7 +97,10 @@ export function modelCosts(
   });
   const embed = tensors.get("embed.weight")!;
   const head = config.tiedHead ? embed : tensors.get("head.weight")!;
-  const headBytes = ["head.bias", "norm.weight", "norm.bias"].reduce((sum, name) => sum + bytesOf(model, name), head.bytes);
+  const headBytes = ["head.bias", "norm.weight", "norm.bias"].reduce(
+    (sum, name) => sum + bytesOf(model, name),
+    head.bytes,
+  );
   return {
     mode,
     layers,

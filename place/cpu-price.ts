@@ -57,7 +57,10 @@ export function bytesRead({ layers, head }: ModelCosts): number {
     const rest = others.reduce((sum, { bytes }) => sum + bytes, 0);
     return asked.reduce((sum, p, i) => sum + p * first!.bytes + used[i]! * rest, 0);
   };
-  return layers.reduce((sum, layer) => sum + layer.attention + layer.kvRead + layer.predictor + neurons(layer), head.bytes);
+  return layers.reduce(
+    (sum, layer) => sum + layer.attention + layer.kvRead + layer.predictor + neurons(layer),
+    head.bytes,
+  );
 }
 
 function projectSeconds(matrices: readonly Matrix[], { costs, row }: Reader): number {

@@ -15,11 +15,11 @@ const attention = (head: number, read: number, query: number): AttentionCost => 
 export const DEFAULT_WORK: CpuWork = {
   threads: 2,
   threadBandwidth: 30.0e9,
-  loopSeconds: 8.4e-07,
-  tokenSeconds: 3.4e-05,
+  loopSeconds: 8.4e-7,
+  tokenSeconds: 3.4e-5,
   streamSeconds: 9.9e-10,
-  vocabularySeconds: 1.1e-09,
-  rankSeconds: 1.5e-09,
+  vocabularySeconds: 1.1e-9,
+  rankSeconds: 1.5e-9,
   memory: {
     rows: {
       f32: { project: cost(0.6, 1.3), dense: cost(14.0, 1.5), sparse: cost(12.0, 0.91) },

@@ -54,7 +54,11 @@ export async function place(dir: string, options: PlaceOptions, context: StageCo
   const file = options.hardware === undefined ? undefined : await readHardwareFile(options.hardware, options.vram);
   const { vram, ram, solver = "auto", name = basename(options.out, ".pi") } = options;
   const machine = file ? sha256(file.text) : machineName();
-  const origin = provenance("place", { vram, ...(ram !== undefined && { ram }), contextTokens, solver, name, machine }, inputs.hashes);
+  const origin = provenance(
+    "place",
+    { vram, ...(ram !== undefined && { ram }), contextTokens, solver, name, machine },
+    inputs.hashes,
+  );
 
   const existing = options.force ? undefined : await readModelFile(options.out).catch(() => undefined);
   if (existing?.format === "artifact" && sameProvenance(existing.provenance, origin)) {

@@ -69,11 +69,14 @@ export function placementProblem(
 /** What the parts on the GPU save per token as {@link placementProblem} counts it, without bonus. */
 export function savedSeconds(split: Split, { layers, head }: Prices, { syncSeconds }: Hardware["link"]): number {
   const whole = (onGpu: boolean, { cpu, gpu }: Price): number => (onGpu ? cpu - gpu - syncSeconds : 0);
-  return layers.reduce((sum, { attention, predictor, neurons, gpuRatio }, l) => {
-    const layer = split.layers[l]!;
-    const work = neurons.subarray(0, layer.gpuNeurons).reduce((a, b) => a + b, 0) * (1 - gpuRatio);
-    return sum + work + whole(layer.attention, attention) + whole(layer.predictor, predictor);
-  }, whole(split.head, head));
+  return layers.reduce(
+    (sum, { attention, predictor, neurons, gpuRatio }, l) => {
+      const layer = split.layers[l]!;
+      const work = neurons.subarray(0, layer.gpuNeurons).reduce((a, b) => a + b, 0) * (1 - gpuRatio);
+      return sum + work + whole(layer.attention, attention) + whole(layer.predictor, predictor);
+    },
+    whole(split.head, head),
+  );
 }
 
 /** 0, then whole batches from `least` on up to all `n`: the last batch may be smaller. */
@@ -137,7 +140,8 @@ export function memoryOf(split: Split, costs: ModelCosts, gpu: Gpu): PlacementMe
     costs.layers.reduce((total, cost, l) => total + of(cost, split.layers[l]!), 0);
   const parts = {
     weights:
-      sum((cost, l) => l.gpuNeurons * cost.neuron + (l.attention ? cost.attention : 0)) + (split.head ? costs.head.bytes : 0),
+      sum((cost, l) => l.gpuNeurons * cost.neuron + (l.attention ? cost.attention : 0)) +
+      (split.head ? costs.head.bytes : 0),
     predictors: sum((cost, l) => (l.predictor ? cost.predictor : 0)),
     kv: sum((cost, l) => (l.attention ? cost.kv : 0)),
     scratch: used ? costs.scratch : 0,

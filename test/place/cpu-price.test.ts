@@ -48,7 +48,8 @@ const SLOW: ReadCosts = {
   },
 };
 const WORK: CpuWork = { ...BANDWIDTH_ONLY, memory: SLOW };
-const priced = (change: Partial<ModelCosts>, work = WORK) => priceOnCpu({ ...COSTS, ...change }, { bandwidth: 1000, work });
+const priced = (change: Partial<ModelCosts>, work = WORK) =>
+  priceOnCpu({ ...COSTS, ...change }, { bandwidth: 1000, work });
 
 describe("priceOnCpu", () => {
   it("prices rows in order by their own cost and their bytes", () => {
@@ -114,6 +115,9 @@ describe("rowCost", () => {
 
   it("counts bytes alone where noise makes the longer row cheaper, or the fixed cost negative", () => {
     expect(rowCost({ bytes: 100, seconds: 3 }, { bytes: 1000, seconds: 2 }, 200)).toEqual({ seconds: 0, share: 2.5 });
-    expect(rowCost({ bytes: 100, seconds: 0.1 }, { bytes: 1000, seconds: 10 }, 200)).toEqual({ seconds: 0, share: 0.5 });
+    expect(rowCost({ bytes: 100, seconds: 0.1 }, { bytes: 1000, seconds: 10 }, 200)).toEqual({
+      seconds: 0,
+      share: 0.5,
+    });
   });
 });

@@ -1,6 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { solveGreedy } from "../../place/greedy.ts";
+import { solveByParts } from "../../place/parts.ts";
 import { relativeGap, tighten, total, type Group, type Problem } from "../../place/problem.ts";
 import { referee } from "../../place/referee.ts";
 import { solve } from "../../place/solver.ts";
@@ -150,6 +151,49 @@ describe("solve", () => {
     const solution = solve({ groups, capacity: all - 1 });
     expect(total({ groups, capacity: all }, solution.options).size).toBe(all - batch * 100);
     expect(solution.options.at(-1)).toBe(2);
+  });
+});
+
+describe("solveByParts", () => {
+  it("agrees with trying everything, whatever it starts from", () => {
+    fc.assert(
+      fc.property(problems(4, 4), fc.array(parts, { maxLength: 1 }), (problem, [extra]) => {
+        // Equal parts, so that kinds have several members.
+        const groups = [...problem.groups, ...(extra ? [extra, extra, extra] : [])];
+        const tight = tighten({ groups, capacity: problem.capacity });
+        const nothing = { options: tight.groups.map(() => 0), objective: 0, bound: Infinity };
+        const found = solveByParts(tight, nothing)!;
+        const optimum = bruteForce(tight);
+        expectSound(tight, found);
+        expect(found.bound).toBeGreaterThanOrEqual(optimum * (1 - 1e-12));
+        expect(found.objective).toBeLessThanOrEqual(optimum * (1 + 1e-12));
+      }),
+      { numRuns: 300 },
+    );
+  });
+
+  it("proves what a relaxed problem cannot, where parts are large", () => {
+    const fine = neurons(
+      Array.from({ length: 200 }, (_, k) => 0.1 / (k + 1)),
+      10,
+      10,
+      1,
+    );
+    const groups = [...Array.from({ length: 9 }, () => part(1000, 1)), fine];
+    const problem = tighten({ groups, capacity: 4990 });
+    const { relaxation, ...greedy } = solveGreedy(problem);
+    expect(relativeGap(greedy)).toBeGreaterThan(0.1);
+    expect(relaxation.bound).toBeCloseTo(4990, 6);
+    const found = solveByParts(problem, greedy)!;
+    expect(relativeGap(found)).toBeLessThan(1e-9);
+    expect(found.options.slice(0, 9).filter((option) => option === 1)).toHaveLength(4);
+  });
+
+  it("gives up where parts are all different and too many", () => {
+    const groups = Array.from({ length: 60 }, (_, i) => part(1_000_000 + 99_991 * i * i, 1));
+    expect(
+      solveByParts({ groups, capacity: 3e7 }, { options: groups.map(() => 0), objective: 0, bound: 1 }),
+    ).toBeNull();
   });
 });
 

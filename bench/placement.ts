@@ -68,15 +68,28 @@ function costsOf(shape: Shape, counts: Activations): ModelCosts {
   const layers = counts.layers.map((_, layer): LayerCosts => {
     const { order, frequency } = hotFirst(counts, layer);
     return {
-      ...{ order, frequency, asked: frequency, used: frequency },
-      ...{ neuron: 3 * dim * ELEMENT, neuronRows: Array<Matrix>(3).fill(rows(1, dim)) },
-      ...{ attention: bytes(projections), projections, kv: 4096 * kv, kvRead: 2048 * kv },
-      ...{ predictor: bytes(predictorRows), predictorRows },
+      order,
+      frequency,
+      asked: frequency,
+      used: frequency,
+      neuron: 3 * dim * ELEMENT,
+      neuronRows: Array<Matrix>(3).fill(rows(1, dim)),
+      attention: bytes(projections),
+      projections,
+      kv: 4096 * kv,
+      kvRead: 2048 * kv,
+      predictor: bytes(predictorRows),
+      predictorRows,
     };
   });
   const head = rows(32_000, dim);
   return {
-    ...{ mode: "predictor", layers, dim, scratch: 0, lookups: bytes([head]), tiedHead: false },
+    mode: "predictor",
+    layers,
+    dim,
+    scratch: 0,
+    lookups: bytes([head]),
+    tiedHead: false,
     head: { bytes: bytes([head]), matrix: head, shortlist: false },
     kv: { type: "f16", heads: kvHeads, queries: dim / headDim / kvHeads, headDim, tokens: 2048 },
   };

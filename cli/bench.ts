@@ -6,7 +6,7 @@ import { checkMode, sparseModes } from "../model/modes.ts";
 import { openModel, type OpenModel } from "../model/open.ts";
 import { WEIGHT_DTYPES } from "../formats/dtypes.ts";
 import type { Cpu } from "../formats/hardware.ts";
-import { forecast, meanForecast, tokensPerSecond, type Forecast } from "../place/forecast.ts";
+import { forecast, medianForecast, tokensPerSecond, type Forecast } from "../place/forecast.ts";
 import { measurement } from "../place/hardware.ts";
 import { measureCpu } from "../place/measure-cpu.ts";
 import { FFN_MODE, native, type FfnMode, type KvType } from "../native/index.ts";
@@ -75,10 +75,9 @@ async function bench(path: string, options: Options, command: Command): Promise<
       const firstTokenSeconds = since();
       for (const mode of options.mode ?? []) checkMode(model, mode);
       const modes = options.mode ?? ["dense" as const, ...sparseModes(model)];
-      const probing = await probeFor(model, threads, kvType);
-      const before = await probing();
-      const measured = await measureSpeed(model, { modes, contexts, batches, tokens, repeats, threads }, context);
-      const machines = [before, await probing()];
+      const { probe, machines } = await probeFor(model, threads, kvType);
+      const what = { modes, contexts, batches, tokens, repeats, threads, between: probe };
+      const measured = await measureSpeed(model, what, context);
       context.close();
       const speeds = withForecasts(model, measured.speeds, machines, { tokens, kvType, contextTokens });
       const run = { model: model.name, isa: native().isa().active, threads, tokens, repeats };
@@ -100,7 +99,7 @@ function predictionOf({ file }: OpenModel) {
   return { ...predicted, hardware: hardware.name };
 }
 
-/** What was measured, and what this machine's costs, measured before and after, say that it should have been. */
+/** What was measured, and what this machine's costs, measured between the repeats, say that it should have been. */
 interface ForecastSpeed extends Speed {
   /** Null for several sequences at once, and for models that are no artifact of this version. */
   predictedTokensPerSecond: number | null;
@@ -110,23 +109,26 @@ interface ForecastSpeed extends Speed {
   predictedSeconds?: Forecast;
 }
 
+/** A loop's time in one measurement of this machine: there is one for every repeat. */
+const LOOP_SECONDS = 0.02;
+
 /**
- * What measures this machine for an artifact's types and size; for anything else it gives null. It is asked before and after
- * the speeds, as neighbours come and go.
+ * What measures this machine for an artifact's types and size, into `machines`, and for anything else does nothing. It is
+ * called between the repeats, as neighbours come and go.
  */
-async function probeFor(
-  { file }: OpenModel,
-  threads: number,
-  kvType: KvType | undefined,
-): Promise<() => Promise<Cpu | null>> {
-  if (file.format !== "artifact") return () => Promise.resolve(null);
+async function probeFor({ file }: OpenModel, threads: number, kvType: KvType | undefined) {
+  const machines: Cpu[] = [];
+  if (file.format !== "artifact") return { machines, probe: () => Promise.resolve() };
   const tensors = [...file.tensors.values()];
   const bytes = tensors.reduce((sum, tensor) => sum + tensor.bytes, 0);
   const types = new Set(tensors.flatMap(({ dtype }) => WEIGHT_DTYPES.find((type) => type === dtype) ?? []));
   // The head's sketch is of four bits, whatever the weights are.
   if (types.has("q8_0")) types.add("q4_0");
-  const what = { ...(await measurement(bytes)), threads, types: [...types], kvTypes: [kvTypeOf(file, kvType)] };
-  return () => measureCpu(what);
+  const usual = await measurement(bytes);
+  const cacheBytes = usual.cacheBytes !== null && bytes <= 2 * usual.cacheBytes ? usual.cacheBytes : null;
+  const kvTypes = [kvTypeOf(file, kvType)];
+  const what = { ...usual, cacheBytes, threads, seconds: LOOP_SECONDS, types: [...types], kvTypes };
+  return { machines, probe: async () => void machines.push(await measureCpu(what)) };
 }
 
 const kvTypeOf = ({ dtype }: OpenModel["file"], given: KvType | undefined): KvType =>
@@ -135,7 +137,7 @@ const kvTypeOf = ({ dtype }: OpenModel["file"], given: KvType | undefined): KvTy
 function withForecasts(
   { file }: OpenModel,
   speeds: Speed[],
-  machines: (Cpu | null)[],
+  machines: readonly Cpu[],
   { tokens, kvType, contextTokens }: { tokens: number; kvType: KvType | undefined; contextTokens: number },
 ): ForecastSpeed[] {
   const artifact = file.format === "artifact" ? readArtifact(file) : null;
@@ -143,12 +145,12 @@ function withForecasts(
     const { mode, context, batch, decodeTokensPerSecond } = speed;
     const options = { mode, contextTokens, attended: context + (tokens + 1) / 2, kvType: kvTypeOf(file, kvType) };
     const seconds = machines.flatMap((cpu) => {
-      if (!cpu || !artifact || batch > 1) return [];
+      if (!artifact || batch > 1) return [];
       const { placement, predictors } = artifact;
       return forecast({ model: file, placement, predictors }, cpu, options) ?? [];
     });
     if (seconds.length === 0) return { ...speed, predictedTokensPerSecond: null, predictionError: null };
-    const parts = meanForecast(seconds);
+    const parts = medianForecast(seconds);
     const predicted = tokensPerSecond(parts);
     return {
       ...speed,

@@ -1,9 +1,9 @@
 import type { Command } from "commander";
 import { cpus } from "node:os";
-import type { CpuWork, Hardware, RowCost } from "../formats/hardware.ts";
+import type { AttentionCost, CpuWork, Hardware, RowCost } from "../formats/hardware.ts";
 import { writeAtomic } from "../io/atomic-file.ts";
 import { describeMachine, type Machine } from "../io/hardware.ts";
-import { addonPath, native } from "../native/index.ts";
+import { addonPath, KV_TYPES, native } from "../native/index.ts";
 import { measureMachine, measurement } from "../place/hardware.ts";
 import { formatBytes, formatNumber, printJson, printTable } from "./output.ts";
 import { percent } from "./place.ts";
@@ -138,12 +138,10 @@ function printWork(bandwidth: number, { memory, cache, ...work }: CpuWork): void
   process.stdout.write("\na token's keys and values, a head of 64 at 1,000 tokens of context\n");
   printTable(
     ["in", "f32", "f16", "q8"],
-    levels.map(({ what, costs }) => [
-      what,
-      ...(["f32", "f16", "q8"] as const).map((type) => {
-        const { headSeconds, readSeconds, querySeconds } = costs.attention[type];
-        return us(headSeconds + 64e3 * (readSeconds + querySeconds));
-      }),
-    ]),
+    levels.map(({ what, costs }) => [what].concat(KV_TYPES.map((type) => us(keysAndValues(costs.attention[type]))))),
   );
 }
+
+/** Seconds of a head of 64 at 1,000 tokens of context that no other shares. */
+const keysAndValues = ({ headSeconds, readSeconds, querySeconds }: AttentionCost): number =>
+  headSeconds + 64e3 * (readSeconds + querySeconds);

@@ -41,6 +41,8 @@ export interface CpuWork {
   tokenSeconds: number;
   /** What one thread does alone, per layer and element of the stream: norms, rounding of activations, sums. */
   streamSeconds: number;
+  /** Per layer and neuron, in sparse modes: choosing those to read. */
+  scanSeconds: number;
   /** Per vocabulary entry: choosing a token, and choosing the head's shortlist. */
   vocabularySeconds: number;
   rankSeconds: number;
@@ -114,6 +116,7 @@ function readWork(work: Fields): CpuWork {
     loopSeconds: work.number("loopSeconds"),
     tokenSeconds: work.number("tokenSeconds"),
     streamSeconds: work.number("streamSeconds"),
+    scanSeconds: work.number("scanSeconds"),
     vocabularySeconds: work.number("vocabularySeconds"),
     rankSeconds: work.number("rankSeconds"),
     memory: readCosts(work.object("memory")),

@@ -17,6 +17,8 @@ export interface SpeedOptions {
   /** How often everything is measured, in turn, so that a busy moment hits all alike. */
   repeats: number;
   threads: number;
+  /** Called after every repeat: what else is to be measured in the same minutes. */
+  between?: () => Promise<void>;
 }
 
 /** One mode at one context and batch: medians over the repeats. Bytes per token are means over the decoded tokens. */
@@ -91,6 +93,7 @@ export async function measureSpeed(model: OpenModel, options: SpeedOptions, cont
       context.progress({ label: "measure", done, total, unit: "steps", note: `context ${length}, batch ${batch}` });
     }
     if (repeat === 0) peakRss = process.resourceUsage().maxRSS * 1024;
+    if (repeat > 0) await options.between?.();
     for (const [bytes, found] of bandwidths) found.push(await native().readBandwidth(bytes, threads, PROBE_SECONDS));
   }
   const speeds: Speed[] = [];

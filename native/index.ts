@@ -221,10 +221,10 @@ export interface KernelProbe {
   /**
    * `read`: lines in order, summed, seconds a byte; `loop`: a parallel loop of nothing, seconds a loop. `project`: rows of a matrix in order, times one vector, seconds a row; `neurons`: gate, up and
    * down rows of one neuron in `every`, seconds a row. `attention`: `queries` heads that share a KV head, over `positions`,
-   * seconds a KV head. `stream` and `vocabulary`: what one thread does for all of a layer's stream, or for all logits,
-   * `rank`: what all do to choose the head's shortlist; seconds an element.
+   * seconds a KV head. `stream` and `vocabulary`: what one thread does for all of a layer's stream, or for all logits;
+   * `scan`, `rank`: what all do to choose a layer's neurons, or the head's shortlist; seconds an element.
    */
-  kind: "read" | "loop" | "project" | "neurons" | "attention" | "stream" | "vocabulary" | "rank";
+  kind: "read" | "loop" | "project" | "neurons" | "attention" | "stream" | "scan" | "vocabulary" | "rank";
   type?: DType;
   kvType?: KvType;
   /** Of a row, a head, a stream or a vocabulary: a multiple of 32. */

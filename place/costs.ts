@@ -136,11 +136,13 @@ function layerCosts(
     frequency,
     ...known,
     neuron,
-    neuronRows: matrices.map((tensor) => ({ ...matrixOf(tensor), rows: 1 })),
+    neuronRows: matrices.map((tensor) => matrixOf(tensor, 1)),
     attention: layerBytes(model, layer) - neuron * nNeurons,
-    projections: projections.map(matrixOf),
+    projections: projections.map((tensor) => matrixOf(tensor)),
     predictor: predictor?.bytes ?? 0,
-    predictorRows: ["fc1", "fc2"].flatMap((part) => (predictor && at(`predictor.${part}.weight`)) ?? []).map(matrixOf),
+    predictorRows: ["fc1", "fc2"]
+      .flatMap((part) => (predictor && at(`predictor.${part}.weight`)) ?? [])
+      .map((tensor) => matrixOf(tensor)),
   };
 }
 
@@ -162,9 +164,9 @@ function falsePositiveRate({ recall, trueSparsity, predictedSparsity }: Predicto
   return trueSparsity > 0 ? Math.min(1, Math.max(0, (1 - predictedSparsity - hits) / trueSparsity)) : 0;
 }
 
-function matrixOf({ dtype, bytes, shape }: StoredTensor): Matrix {
-  const rows = shape[0]!;
-  return { type: dtype as WeightDType, rows, bytes: bytes / rows };
+/** All rows of a tensor, or some. */
+function matrixOf({ dtype, bytes, shape }: StoredTensor, rows = shape[0]!): Matrix {
+  return { type: dtype as WeightDType, rows, bytes: bytes / shape[0]! };
 }
 
 /** Bytes of the keys and values of one token in one layer. */

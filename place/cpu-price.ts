@@ -68,8 +68,8 @@ function projectSeconds(matrices: readonly Matrix[], { costs, row }: Reader): nu
 }
 
 function kvSeconds({ kv }: ModelCosts, { costs }: Reader): number {
-  const { headSeconds, readSeconds, querySeconds } = costs.attention[kv.type];
-  return kv.heads * (headSeconds + kv.tokens * kv.headDim * (readSeconds + kv.queries * querySeconds));
+  const cost = costs.attention[kv.type];
+  return kv.heads * (cost.headSeconds + kv.tokens * kv.headDim * (cost.readSeconds + kv.queries * cost.querySeconds));
 }
 
 /**
@@ -100,6 +100,7 @@ function headSeconds({ head }: ModelCosts, { costs, row }: Reader, { rankSeconds
 /** Parallel loops of a layer: q, k and v; attention; o; the FFN; and the predictor's first half. */
 function fixedSeconds({ mode, layers, dim, head }: ModelCosts, work: CpuWork): number {
   const loops = mode === "predictor" ? 5 : 4;
-  const layer = loops * work.loopSeconds + dim * work.streamSeconds;
+  const scanned = mode === "dense" ? 0 : layers[0]!.frequency.length;
+  const layer = loops * work.loopSeconds + dim * work.streamSeconds + scanned * work.scanSeconds;
   return work.tokenSeconds + layers.length * layer + head.matrix.rows * work.vocabularySeconds;
 }

@@ -18,6 +18,7 @@ export const DEFAULT_WORK: CpuWork = {
   loopSeconds: 8.4e-7,
   tokenSeconds: 3.4e-5,
   streamSeconds: 9.9e-10,
+  scanSeconds: 5e-10,
   vocabularySeconds: 1.1e-9,
   rankSeconds: 1.5e-9,
   memory: {

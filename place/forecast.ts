@@ -40,16 +40,9 @@ export function forecast(artifact: Forecastable, cpu: Cpu, options: Required<Cos
   };
 }
 
-/** Of several that are of the same parts. */
-export function meanForecast(forecasts: readonly Forecast[]): Forecast {
-  const mean = (of: (one: Forecast) => number) => forecasts.reduce((sum, one) => sum + of(one), 0) / forecasts.length;
-  return {
-    attention: mean((one) => one.attention),
-    predictor: mean((one) => one.predictor),
-    ffn: mean((one) => one.ffn),
-    head: mean((one) => one.head),
-    fixed: mean((one) => one.fixed),
-  };
+/** The one of several whose token takes a middling time. */
+export function medianForecast(forecasts: readonly Forecast[]): Forecast {
+  return forecasts.toSorted((a, b) => tokensPerSecond(a) - tokensPerSecond(b))[forecasts.length >> 1]!;
 }
 
 /** An artifact's neurons in their order, each as active as its part of them is. */

@@ -30,6 +30,7 @@ const POSITIONS = { few: 32, many: 512 };
 const GROUP = 4;
 
 const STREAM_COLS = 2048;
+const SCANNED = 8192;
 const VOCABULARY = 32_768;
 const CROSSINGS = 100;
 
@@ -48,10 +49,11 @@ export async function measureCpu(what: CpuMeasurement): Promise<{ bandwidth: num
   const loops: KernelProbe[] = [
     { kind: "loop" },
     { kind: "stream", cols: STREAM_COLS },
+    { kind: "scan", cols: SCANNED },
     { kind: "vocabulary", cols: VOCABULARY },
     { kind: "rank", cols: VOCABULARY },
   ];
-  const [loopSeconds, streamSeconds, vocabularySeconds, rankSeconds] = await native().probeKernels(
+  const [loopSeconds, streamSeconds, scanSeconds, vocabularySeconds, rankSeconds] = await native().probeKernels(
     loops,
     CROSSING_BYTES,
     threads,
@@ -63,8 +65,9 @@ export async function measureCpu(what: CpuMeasurement): Promise<{ bandwidth: num
       threads,
       threadBandwidth: Math.round(1 / alone!),
       loopSeconds: loopSeconds!,
-      tokenSeconds: await measureCrossing(),
+      tokenSeconds: await measureCrossing(threads),
       streamSeconds: streamSeconds!,
+      scanSeconds: scanSeconds!,
       vocabularySeconds: vocabularySeconds!,
       rankSeconds: rankSeconds!,
       memory: memory.costs,
@@ -146,13 +149,14 @@ function attentionCost([short, long, shared]: readonly number[]): AttentionCost 
 /** The fewest bytes that can be probed: enough where none are read. */
 const CROSSING_BYTES = 4096;
 
-/** From JavaScript to a native thread and back. */
-async function measureCrossing(): Promise<number> {
+/** From JavaScript to a native thread, with threads to start beside it, as those of a pool are woken, and back. */
+async function measureCrossing(threads: number): Promise<number> {
   const found: number[] = [];
   for (let i = 0; i < CROSSINGS; i++) {
     const start = performance.now();
-    await native().probeKernels([], CROSSING_BYTES, 1, 0);
+    await native().probeKernels([], CROSSING_BYTES, threads, 0);
     found.push((performance.now() - start) / 1000);
   }
-  return median(found);
+  // Starting threads takes many times as long when others hold the processors; a pool's spin meanwhile.
+  return found.toSorted((a, b) => a - b)[CROSSINGS / 4]!;
 }

@@ -40,7 +40,7 @@ int index_of(Napi::Env env, const char* what, const std::string& name, const cha
 }
 
 engine::KernelProbe read_probe(const Napi::Object& from) {
-  constexpr const char* kKinds[] = {"read", "loop", "project", "neurons", "attention", "stream", "vocabulary", "rank"};  // as engine::KernelProbe::Kind
+  constexpr const char* kKinds[] = {"read", "loop", "project", "neurons", "attention", "stream", "scan", "vocabulary", "rank"};  // as engine::KernelProbe::Kind
   constexpr const char* kKvTypes[] = {"f32", "f16", "q8"};  // as kernels::KvType
   const Napi::Env env = from.Env();
   const auto text = [&](const char* key, const char* absent) { return from.Has(key) ? std::string(from.Get(key).ToString()) : absent; };

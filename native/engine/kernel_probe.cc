@@ -198,6 +198,37 @@ double probe_stream(const KernelProbe& p, const Bench& b) {
   }) / kLoops / p.cols;
 }
 
+// As Ffn::sparse_share between its products: a list of one neuron in ten by its score, and of those the half that fires.
+double probe_scan(const KernelProbe& p, const Bench& b) {
+  const int n = p.cols / kShares;
+  Buffer<float> scores(p.cols), gates(p.cols);
+  std::mt19937 random(1);
+  std::uniform_real_distribution<float> uniform(0, 1);
+  for (float& score : scores) score = uniform(random);
+  Buffer<int32_t> lists(p.cols);
+  auto scan = [&](int share) {
+    const float* const score = &scores[size_t(share) * n];
+    float* const gate = &gates[size_t(share) * n];
+    int32_t* const list = &lists[size_t(share) * n];
+    int count = 0, active = 0;
+    for (int i = 0; i < n; ++i) {
+      list[count] = i;
+      count += score[i] >= 0.9f ? 1 : 0;
+    }
+    for (int i = 0; i < count; ++i) gate[i] = score[list[i]] - 0.95f;
+    b.k.activate(kernels::Unary::kRelu, 0, gate, count);
+    for (int i = 0; i < count; ++i) {
+      const float value = gate[i];
+      list[active] = list[i];
+      gate[active] = value;
+      active += value != 0.0f ? 1 : 0;
+    }
+  };
+  return median_round(b.seconds, [&] {
+    for (int loop = 0; loop < kLoops; ++loop) b.on.each(kShares, scan);
+  }) / kLoops / p.cols;
+}
+
 Buffer<float> make_logits(int n) {
   Buffer<float> logits(n);
   std::mt19937 random(1);
@@ -273,6 +304,8 @@ double run_probe(const KernelProbe& p, const Bench& b) {
       return probe_attention(p, b);
     case Kind::kStream:
       return probe_stream(p, b);
+    case Kind::kScan:
+      return probe_scan(p, b);
     case Kind::kVocabulary:
       return probe_vocabulary(p, b);
     case Kind::kRank:

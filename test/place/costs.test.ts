@@ -69,14 +69,21 @@ describe("modelCosts", () => {
       expect(used[i]).toBeCloseTo(f * recall, 12);
       expect(asked[i]).toBeCloseTo(f * recall + (1 - f) * falseRate, 12);
     });
-    expect(neuronRows).toEqual(Array(3).fill({ type: "f32", rows: 1, bytes: NEURON / 3 }));
+    expect(neuronRows).toEqual(neuronRows.map(() => ({ type: "f32", rows: 1, bytes: NEURON / 3 })));
+    expect(neuronRows).toHaveLength(3);
     expect(predictorRows.map(({ rows }) => rows)).toEqual([32, CONFIG.nNeurons]);
   });
 
   it("predicts as many neurons in all as the predictor was measured to, where they fire as often as on the samples", async () => {
     const metrics: PredictorMetrics[] = Array.from({ length: CONFIG.nLayers }, () => ({
-      ...{ rank: 8, threshold: 0, recall: 0.9, weightedRecall: 0.9, precision: 0.5, bytes: 100 },
-      ...{ trueSparsity: 0.75, predictedSparsity: 0.6 },
+      rank: 8,
+      threshold: 0,
+      recall: 0.9,
+      weightedRecall: 0.9,
+      precision: 0.5,
+      bytes: 100,
+      trueSparsity: 0.75,
+      predictedSparsity: 0.6,
     }));
     const { inputs } = await costsOf("shares");
     const order = Int32Array.from({ length: CONFIG.nNeurons }, (_, i) => i);

@@ -86,8 +86,8 @@ describe("priceOnCpu", () => {
   });
 
   it("adds what every token, layer, loop and logit costs", () => {
-    const fixed = { tokenSeconds: 1, loopSeconds: 10, streamSeconds: 100, vocabularySeconds: 1000 };
-    expect(priced({}, { ...WORK, ...fixed }).fixed).toBe(1 + 5 * 10 + 64 * 100 + 1000 * 1000);
+    const fixed = { tokenSeconds: 1, loopSeconds: 10, streamSeconds: 100, scanSeconds: 5, vocabularySeconds: 1000 };
+    expect(priced({}, { ...WORK, ...fixed }).fixed).toBe(1 + 5 * 10 + 64 * 100 + N * 5 + 1000 * 1000);
     expect(priced({ mode: "dense", layers: [LAYER, LAYER] }, { ...WORK, ...fixed }).fixed).toBe(
       1 + 2 * (4 * 10 + 64 * 100) + 1000 * 1000,
     );

@@ -21,6 +21,7 @@ export const BANDWIDTH_ONLY: CpuWork = {
   loopSeconds: 0,
   tokenSeconds: 0,
   streamSeconds: 0,
+  scanSeconds: 0,
   vocabularySeconds: 0,
   rankSeconds: 0,
   memory: costsOfShare(1),

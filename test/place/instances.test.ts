@@ -28,15 +28,26 @@ function costsOf({ layers, neurons, sizes, frequency }: Instance): ModelCosts {
     layers: Array.from({ length: layers }, (_, layer): LayerCosts => {
       const f = Float64Array.from({ length: neurons }, (__, rank) => frequency(layer, rank));
       return {
-        ...{ order: Int32Array.from(f.keys()), frequency: f, asked: f, used: f },
-        ...{ neuron: sizes.neuron, neuronRows: [row(sizes.neuron)] },
-        ...{ attention: sizes.attention, projections: [row(sizes.attention)], kv: sizes.attention / 4, kvRead: 0 },
-        ...{ predictor: sizes.predictor, predictorRows: [row(sizes.predictor)] },
+        order: Int32Array.from(f.keys()),
+        frequency: f,
+        asked: f,
+        used: f,
+        neuron: sizes.neuron,
+        neuronRows: [row(sizes.neuron)],
+        attention: sizes.attention,
+        projections: [row(sizes.attention)],
+        kv: sizes.attention / 4,
+        kvRead: 0,
+        predictor: sizes.predictor,
+        predictorRows: [row(sizes.predictor)],
       };
     }),
     head: { bytes: 2 * sizes.attention, matrix: row(2 * sizes.attention), shortlist: false },
     kv: { type: "f16", heads: 0, queries: 1, headDim: 64, tokens: 0 },
-    ...{ dim: 64, scratch: 0, lookups: 0, tiedHead: false },
+    dim: 64,
+    scratch: 0,
+    lookups: 0,
+    tiedHead: false,
   };
 }
 

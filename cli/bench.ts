@@ -146,8 +146,8 @@ function withForecasts(
     const options = { mode, contextTokens, attended: context + (tokens + 1) / 2, kvType: kvTypeOf(file, kvType) };
     const seconds = machines.flatMap((cpu) => {
       if (!artifact || batch > 1) return [];
-      const { placement, predictors } = artifact;
-      return forecast({ model: file, placement, predictors }, cpu, options) ?? [];
+      const { activity, predictors } = artifact;
+      return forecast({ model: file, activity, predictors }, cpu, options) ?? [];
     });
     if (seconds.length === 0) return { ...speed, predictedTokensPerSecond: null, predictionError: null };
     const parts = medianForecast(seconds);

@@ -53,8 +53,6 @@ export interface LayerPlacement {
   attention: boolean;
   /** The layer's predictor is on the GPU. */
   predictor: boolean;
-  /** Mean activation frequency of equal parts of the neurons, hottest first; absent in artifacts of earlier versions. */
-  activity?: number[] | undefined;
 }
 
 /** GPU memory of a placement; `total` is the sum of the others and never above the budget. */
@@ -89,7 +87,6 @@ export function parsePlacement(text: string, file: string, shape: { nLayers: num
       impactShare: layer.number("impactShare", 0, 1),
       attention: layer.boolean("attention"),
       predictor: layer.boolean("predictor"),
-      activity: layer.has("activity") ? layer.numbers("activity", 0, 1) : undefined,
     })),
     head: fields.boolean("head"),
     memory: readMemory(fields.object("memory"), file),

@@ -81,7 +81,6 @@ export async function choosePlacement(
       ...layer,
       minimumNeurons: minimumNeurons(prices.layers[l]!.neuron, hardware.link),
       impactShare: impactShares[l]!,
-      activity: coarse(costs.layers[l]!.frequency),
     })),
     head: split.head,
     memory: memoryOf(split, costs, hardware.gpu),
@@ -96,19 +95,6 @@ export async function choosePlacement(
       contextTokens: costs.kv.tokens,
     },
   };
-}
-
-/** How many values a layer's activity is kept as. */
-const ACTIVITY_VALUES = 16;
-
-/** Mean frequency of each sixteenth of the neurons, hottest first. */
-function coarse(frequency: Float64Array): number[] {
-  const n = frequency.length;
-  const values = Math.min(n, ACTIVITY_VALUES);
-  return Array.from({ length: values }, (_, i) => {
-    const part = frequency.subarray(Math.floor((i * n) / values), Math.floor(((i + 1) * n) / values));
-    return part.reduce((sum, f) => sum + f, 0) / part.length;
-  });
 }
 
 type Outcome = Pick<Placement, "objective" | "bound" | "solver" | "referee"> & { split: Split };

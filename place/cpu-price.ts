@@ -19,6 +19,9 @@ export interface CpuPrices {
 const SHORTLIST = 1 / 16;
 const SKETCH_BLOCK = { values: 32, bytes: 18 };
 
+/** As native/engine/ffn.cc: neurons that a share of an FFN takes in a row. */
+const SHARE_RUN = 16;
+
 /** What rows cost in the memory that a model stays in. */
 interface Reader {
   row(cost: RowCost, bytes: number): number;
@@ -33,7 +36,7 @@ export function priceOnCpu(costs: ModelCosts, cpu: Cpu): CpuPrices {
   return {
     layers: costs.layers.map((layer) => ({
       attention: projectSeconds(layer.projections, reader) + kv,
-      predictor: projectSeconds(layer.predictorRows, reader),
+      predictor: predictorSeconds(layer.predictorRows, reader),
       ...neuronSeconds(layer, costs, reader),
     })),
     head: headSeconds(costs, reader, work),
@@ -65,6 +68,15 @@ export function bytesRead({ layers, head }: ModelCosts): number {
 
 function projectSeconds(matrices: readonly Matrix[], { costs, row }: Reader): number {
   return matrices.reduce((sum, { type, rows, bytes }) => sum + rows * row(costs.rows[type].project, bytes), 0);
+}
+
+/** fc1 is a matrix read in order; of fc2 an FFN's shares read runs of rows from all over, each as one long row. */
+function predictorSeconds([fc1, fc2]: readonly Matrix[], reader: Reader): number {
+  if (!fc1 || !fc2) return 0;
+  const { costs, row } = reader;
+  const { project, sparse } = costs.rows[fc2.type];
+  const runs = fc2.rows / SHARE_RUN;
+  return projectSeconds([fc1], reader) + runs * row(sparse, SHARE_RUN * fc2.bytes) + fc2.rows * project.seconds;
 }
 
 function kvSeconds({ kv }: ModelCosts, { costs }: Reader): number {

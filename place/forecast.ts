@@ -1,5 +1,5 @@
+import type { Activity, ActivityCurve } from "../formats/activity.ts";
 import type { Cpu } from "../formats/hardware.ts";
-import type { Placement } from "../formats/placement.ts";
 import type { PredictorMetrics } from "../formats/predictors.ts";
 import { modelCosts, type CostModel, type CostOptions, type LayerActivity } from "./costs.ts";
 import { priceOnCpu, type CpuPrices } from "./cpu-price.ts";
@@ -7,7 +7,7 @@ import { priceOnCpu, type CpuPrices } from "./cpu-price.ts";
 /** An artifact, as far as its speed depends on it. */
 export interface Forecastable {
   model: CostModel;
-  placement: Placement;
+  activity: Activity | undefined;
   predictors: readonly PredictorMetrics[] | undefined;
 }
 
@@ -25,10 +25,10 @@ export interface Forecast {
  * of earlier versions, which do not say how often their neurons fire.
  */
 export function forecast(artifact: Forecastable, cpu: Cpu, options: Required<CostOptions>): Forecast | null {
-  const { model, placement, predictors } = artifact;
-  const activity = placement.layers.map(({ activity: values }) => values && spread(values, model.config.nNeurons));
-  if (!activity.every((layer) => layer !== undefined)) return null;
-  const prices = priceOnCpu(modelCosts(model, activity, predictors, options), cpu);
+  const { model, activity, predictors } = artifact;
+  if (!activity) return null;
+  const layers = activity.layers.map((curve) => spread(curve, activity.tokens));
+  const prices = priceOnCpu(modelCosts(model, layers, predictors, options), cpu);
   const sum = (of: (layer: CpuPrices["layers"][number]) => number) =>
     prices.layers.reduce((seconds, layer) => seconds + of(layer), 0);
   return {
@@ -45,12 +45,16 @@ export function medianForecast(forecasts: readonly Forecast[]): Forecast {
   return forecasts.toSorted((a, b) => tokensPerSecond(a) - tokensPerSecond(b))[forecasts.length >> 1]!;
 }
 
-/** An artifact's neurons in their order, each as active as its part of them is. */
-function spread(values: readonly number[], n: number): LayerActivity {
-  return {
-    order: Int32Array.from({ length: n }, (_, i) => i),
-    frequency: Float64Array.from({ length: n }, (_, i) => values[Math.floor((i * values.length) / n)]!),
-  };
+/** An artifact's neurons in their order, each as active as those between two ranks of the curve are on average. */
+function spread({ neurons, activations }: ActivityCurve, tokens: number): LayerActivity {
+  const n = neurons.at(-1)!;
+  const frequency = new Float64Array(n);
+  for (let k = 1; k < neurons.length; k++) {
+    const [from, to] = [neurons[k - 1]!, neurons[k]!];
+    const fired = activations[k]! - activations[k - 1]!;
+    if (to > from) frequency.fill(fired / (to - from) / Math.max(1, tokens), from, to);
+  }
+  return { order: Int32Array.from({ length: n }, (_, i) => i), frequency };
 }
 
 export const tokensPerSecond = (parts: Forecast): number => 1 / Object.values(parts).reduce((a, b) => a + b, 0);

@@ -17,7 +17,7 @@ beforeAll(async () => {
 afterAll(() => rm(dir, { recursive: true }));
 
 interface Report {
-  speeds: Speed[];
+  speeds: (Speed & { predictedTokensPerSecond: number | null; predictionError: number | null })[];
   predicted: { tokensPerSecond: number; hardware: string } | null;
   loadSeconds: number;
   firstTokenSeconds: number;
@@ -44,6 +44,8 @@ describe("pi bench", () => {
       expect(speed.bytesPerSecond).toBeCloseTo(speed.bytesPerToken * speed.decodeTokensPerSecond, 3);
       expect(speed.share).toBeCloseTo(speed.bytesPerSecond / speed.limit.bytesPerSecond, 9);
       expect(["cache", "memory"]).toContain(speed.limit.kind);
+      expect(speed.predictedTokensPerSecond).toBeGreaterThan(0);
+      expect(speed.predictionError).toBeCloseTo(speed.predictedTokensPerSecond! / speed.decodeTokensPerSecond - 1, 9);
     }
     const [dense, exact, predictor] = report.speeds;
     // All neurons: gate, up and down rows of f32.
@@ -64,6 +66,8 @@ describe("pi bench", () => {
       [200, 1],
       [200, 3],
     ]);
+    // No artifact, so nobody knows how often its neurons fire.
+    expect(speeds.map(({ predictedTokensPerSecond }) => predictedTokensPerSecond)).toEqual([null, null, null, null]);
     const [short, shortBatch, long, longBatch] = speeds;
     expect([short!.prefillTokensPerSecond, shortBatch!.prefillTokensPerSecond]).toEqual([null, null]);
     expect(long!.prefillTokensPerSecond).toBeGreaterThan(0);

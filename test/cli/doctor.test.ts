@@ -1,4 +1,4 @@
-import { mkdtemp, mkdir, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, mkdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
@@ -23,6 +23,19 @@ describe("pi doctor", () => {
     expect(report.bandwidth.map(({ what, threads }) => [what, threads])).toContainEqual(["memory", report.threads]);
     for (const { bytesPerSecond } of report.bandwidth) expect(bytesPerSecond).toBeGreaterThan(1e8);
     expect(parseHardware(JSON.stringify(report.hardware), "hardware.json")).toEqual(report.hardware);
+  });
+
+  test("writes what it measured for pi place", async () => {
+    const folder = await mkdtemp(join(tmpdir(), "pi-doctor-"));
+    const path = join(folder, "hardware.json");
+    try {
+      const { hardware } = await piJson<{ hardware: object }>(["doctor", ...QUICK, "-o", path]);
+      const written = parseHardware(await readFile(path, "utf8"), path);
+      expect(written).toEqual(hardware);
+      expect(written.cpu.work!.memory.rows.q4_0.sparse.share).toBeGreaterThan(0);
+    } finally {
+      await rm(folder, { recursive: true });
+    }
   });
 
   test("prints it for people", async () => {

@@ -48,6 +48,14 @@ describe("pi place", () => {
     }
   });
 
+  test("takes a budget of main memory, and refuses one that is too small with the numbers", async () => {
+    const { stdout } = await pi(place("--vram", "450000", "--ram", "1G"));
+    expect(stdout).toMatch(/^RAM +\d.* of 1 GiB for what stays with the CPU$/m);
+    const tight = await pi(place("--vram", "450000", "--ram", "1000"));
+    expect(tight.code).toBe(1);
+    expect(tight.stderr).toMatch(/RAM budget: expected at least \d+ bytes .*, got 1000 \[E_BUDGET\]/);
+  });
+
   test("lets HiGHS decide with --solver ilp, to the same objective", async () => {
     const ours = await piJson<PlaceResult>(place("--vram", "450000", "--solver", "greedy"));
     const theirs = await piJson<PlaceResult>(place("--vram", "450000", "--solver", "ilp"));

@@ -56,7 +56,7 @@ function costsOf(shape: Shape, exponent = (layer: number): number => 0.3 + (laye
       kv,
       kvRead: 0,
       predictor,
-      predictorRows: [row(predictor)],
+      predictorRows: [row(predictor), { ...row(0), rows: 0 }],
     };
   });
   return {

@@ -21,7 +21,7 @@ const LAYER: LayerCosts = {
   kv: 0,
   kvRead: 0,
   predictor: 50,
-  predictorRows: [matrix(5, 10)],
+  predictorRows: [matrix(5, 10), matrix(32, 10)],
 };
 
 const COSTS: ModelCosts = {
@@ -55,7 +55,8 @@ describe("priceOnCpu", () => {
   it("prices rows in order by their own cost and their bytes", () => {
     const { attention, predictor } = priced({}).layers[0]!;
     expect(attention).toBeCloseTo(10 * (1 + 0.1) + 20 * (1 + 0.2), 12);
-    expect(predictor).toBeCloseTo(5 * (1 + 0.01), 12);
+    // fc1 in order; fc2 by two runs of 16 rows.
+    expect(predictor).toBeCloseTo(5 * (1 + 0.01) + 2 * (4 + 0.16 / 0.2) + 32 * 1, 12);
   });
 
   it("prices picked rows by how often they are read, and never above all rows", () => {

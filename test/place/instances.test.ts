@@ -39,7 +39,7 @@ function costsOf({ layers, neurons, sizes, frequency }: Instance): ModelCosts {
         kv: sizes.attention / 4,
         kvRead: 0,
         predictor: sizes.predictor,
-        predictorRows: [row(sizes.predictor)],
+        predictorRows: [row(sizes.predictor), { ...row(0), rows: 0 }],
       };
     }),
     head: { bytes: 2 * sizes.attention, matrix: row(2 * sizes.attention), shortlist: false },

@@ -8,31 +8,32 @@ const attention = (head: number, read: number, query: number): AttentionCost => 
 });
 
 /**
- * What decoding costs on machines whose hardware file does not say: as `pi doctor` measured it on two cores of an AMD EPYC
- * (Zen 5, AVX-512) with nothing else running, rounded. Shares of the bandwidth carry over to other machines; the times are
- * of two threads at 4 to 5 GHz, and small beside what reading a large model takes.
+ * What decoding costs on machines whose hardware file does not say: measured on two cores of an AMD EPYC (Zen 5, AVX-512)
+ * over a gigabyte, scheduled before everything else there, and rounded. Shares are of what a plain loop over memory reads,
+ * without prefetching, so they may pass 1; they carry over to other machines. The times are of two threads at 4 to 5 GHz,
+ * and small beside what reading a large model takes.
  */
 export const DEFAULT_WORK: CpuWork = {
   threads: 2,
-  threadBandwidth: 30.0e9,
-  loopSeconds: 8.4e-7,
-  tokenSeconds: 3.4e-5,
+  threadBandwidth: 32e9,
+  loopSeconds: 1e-7,
+  tokenSeconds: 1.5e-4,
   streamSeconds: 9.9e-10,
   scanSeconds: 5e-10,
   vocabularySeconds: 1.1e-9,
-  rankSeconds: 1.5e-9,
+  rankSeconds: 1e-9,
   memory: {
     rows: {
-      f32: { project: cost(0.6, 1.3), dense: cost(14.0, 1.5), sparse: cost(12.0, 0.91) },
-      f16: { project: cost(0.44, 1.3), dense: cost(12.0, 1.5), sparse: cost(15.0, 0.85) },
-      bf16: { project: cost(0.51, 1.3), dense: cost(9.4, 1.3), sparse: cost(15.0, 0.87) },
-      q8_0: { project: cost(0.32, 1.2), dense: cost(2.7, 0.8), sparse: cost(19.0, 0.84) },
-      q4_0: { project: cost(0.77, 1.3), dense: cost(4.0, 0.74), sparse: cost(33.0, 1.3) },
+      f32: { project: cost(0.8, 1.16), dense: cost(3.7, 1.12), sparse: cost(13, 0.78) },
+      f16: { project: cost(0.5, 1.15), dense: cost(4.5, 1.13), sparse: cost(6.5, 0.68) },
+      bf16: { project: cost(0.5, 1.13), dense: cost(3.4, 1.09), sparse: cost(7.3, 0.68) },
+      q8_0: { project: cost(0, 1.07), dense: cost(2.7, 0.94), sparse: cost(16, 0.86) },
+      q4_0: { project: cost(0.2, 1.12), dense: cost(2.5, 0.99), sparse: cost(25, 0.77) },
     },
     attention: {
-      f32: attention(180.0, 0.14, 0.036),
-      f16: attention(76.0, 0.14, 0.017),
-      q8: attention(130.0, 0.11, 0.012),
+      f32: attention(69, 0.18, 0.032),
+      f16: attention(63, 0.144, 0.029),
+      q8: attention(89, 0.116, 0.021),
     },
   },
   cache: null,

@@ -85,7 +85,7 @@ void Ffn::reserve(const LayerWeights& w, int rows) {
 
 Ffn::Work Ffn::work(int share, int row) {
   const size_t at = size_t(row) * c_.n_neurons + shares_[share].first;
-  return {&gate_[at], &up_[at], &score_[at], &list_[at], &parts_[(size_t(row) * kShares + share) * c_.dim]};
+  return {&gate_[at], &up_[at], &list_[at], &parts_[(size_t(row) * kShares + share) * c_.dim]};
 }
 
 // y[t][i] = w[rows[i]] · x[t] + bias[rows[i]], i < n.
@@ -171,11 +171,15 @@ void Ffn::score_hidden(const LayerWeights& w, int rows, const Executor& on) {
   for (int t = 0; p.fc2.blocks() && t < rows; ++t) k_.quantize(&hidden_[t * rank], p.fc1.rows, &hidden_quants_[t * kernels::quantized_bytes(rank)]);
 }
 
-// score = fc2 · hidden + b2 of a share's neurons.
-void Ffn::score_share(const LayerWeights& w, const Share& share, int rows) {
+// score = fc2 · hidden + b2 of all neurons, in their order: a share's rows are too short to be fetched run by run.
+void Ffn::score_neurons(const LayerWeights& w, int rows, const Executor& on) {
   const PredictorWeights& p = w.predictor;
+  const size_t neurons = c_.n_neurons;
   const kernels::Activations in{hidden_.data(), size_t(p.fc1.rows), hidden_quants_.data(), rows};
-  dot(p.fc2, p.fc2_bias, share.neurons.data(), static_cast<int>(share.neurons.size()), in, &score_[share.first], c_.n_neurons);
+  on.ranges(c_.n_neurons, 64, [&](int begin, int end) {
+    k_.dot_rows({p.fc2, nullptr, begin, end, in, score_.data(), neurons});
+    for (int t = 0; p.fc2_bias && t < rows; ++t) k_.add(p.fc2_bias + begin, &score_[t * neurons + begin], end - begin);
+  });
 }
 
 void Ffn::sparse_rows(const LayerWeights& w, float threshold, std::span<SparseRow> rows, const Executor& on) {
@@ -187,9 +191,11 @@ void Ffn::sparse_rows(const LayerWeights& w, float threshold, std::span<SparseRo
     predict = predict || rows[t].predict;
   }
   set_input(w, n, on);
-  if (predict) score_hidden(w, n, on);
+  if (predict) {
+    score_hidden(w, n, on);
+    score_neurons(w, n, on);
+  }
   on.each(kShares, [&](int share) {
-    if (predict) score_share(w, shares_[share], n);
     for (int t = 0; t < n; ++t) {
       const int at = t * kShares + share;
       sparse_share(w, threshold, shares_[share], t, rows[t], work(share, t), stats_[at], bytes_[at]);
@@ -217,7 +223,8 @@ void Ffn::sparse_share(const LayerWeights& w, float threshold, const Share& shar
   int n = static_cast<int>(share.neurons.size());
   bytes = {};
   if (in.predict) {
-    n = compress(rows, n, work.list, [&](int i) { return work.score[i] >= threshold; });
+    const float* score = &score_[size_t(row) * c_.n_neurons];
+    n = compress(rows, n, work.list, [&](int i) { return score[share.neurons[i]] >= threshold; });
     rows = work.list;
   }
   stats = {0, 0, uint64_t(n), 0, 0};
@@ -251,18 +258,18 @@ LayerStats Ffn::recall(const LayerWeights& w, float threshold, const std::vector
   std::copy_n(x, c_.dim, x_.data());
   const kernels::Activations in = set_input(w, 1, Executor{});
   score_hidden(w, 1, Executor{});
+  score_neurons(w, 1, Executor{});
   LayerStats stats{1, 0, 0, 0, 0};
   double total = 0, kept = 0;
   for (int index = 0; index < kShares; ++index) {
     const Share& share = shares_[index];
     const int n = static_cast<int>(share.neurons.size());
     const Work at = work(index, 0);
-    score_share(w, share, 1);
     if (c_.gated) dot(w.gate, w.gate_bias, share.neurons.data(), n, in, at.gate, 0);
     dot(w.up, w.up_bias, share.neurons.data(), n, in, at.up, 0);
     activate_neurons(k_, c_, at.gate, at.up, n);
     for (int i = 0; i < n; ++i) {
-      const bool predicted = at.score[i] >= threshold, active = at.up[i] != 0.0f;
+      const bool predicted = score_[share.neurons[i]] >= threshold, active = at.up[i] != 0.0f;
       const double contribution = std::fabs(at.up[i]) * down_norms[share.neurons[i]];
       total += contribution;
       kept += predicted ? contribution : 0;

@@ -1,7 +1,7 @@
 // The FFN of decoding: dense, exact and predictor mode of one layer.
 //
-// Neurons are dealt to a fixed number of shares. A share is computed from the predictor's scores to its part of the
-// output without waiting for another; threads take shares, and the parts are added in order, so that the sum does not
+// Neurons are dealt to a fixed number of shares. A share is computed from its list of neurons to its part of the output
+// without waiting for another; threads take shares, and the parts are added in order, so that the sum does not
 // depend on the threads, nor on which neurons were left out because they are idle.
 #pragma once
 
@@ -63,7 +63,7 @@ class Ffn {
   };
   // What one share of one row works in; views of the scratch, each as long as the share has neurons.
   struct Work {
-    float *gate, *up, *score;
+    float *gate, *up;
     int32_t* list;
     float* part;  // [dim]
   };
@@ -73,7 +73,7 @@ class Ffn {
   void sparse_share(const LayerWeights& w, float threshold, const Share& share, int row, const SparseRow& in, Work work, LayerStats& stats,
                     BytesTouched& bytes);
   void score_hidden(const LayerWeights& w, int rows, const Executor& on);
-  void score_share(const LayerWeights& w, const Share& share, int rows);
+  void score_neurons(const LayerWeights& w, int rows, const Executor& on);
   kernels::Activations set_input(const LayerWeights& w, int rows, const Executor& on);
   Work work(int share, int row);
   void sum_parts(const LayerWeights& w, int row, float* out);
@@ -86,7 +86,8 @@ class Ffn {
   std::array<Share, kShares> shares_;
   Buffer<float> x_, hidden_;                // [rows, dim], [rows, rank]
   Buffer<uint8_t> quants_, hidden_quants_;  // the same, quantised, where weights are blocks
-  Buffer<float> gate_, up_, score_;         // [rows, n_neurons], share by share
+  Buffer<float> gate_, up_;                 // [rows, n_neurons], share by share
+  Buffer<float> score_;                     // [rows, n_neurons]
   Buffer<int32_t> list_;
   Buffer<float> parts_;          // [rows, kShares, dim]
   Buffer<LayerStats> stats_;    // [rows, kShares]

@@ -154,6 +154,7 @@ template <typename W>
 inline void dot_short_rows(const DotRows& o) {
   constexpr int kR = 4;
   const int distance = rows_ahead(o.w);
+  fetch_first(o, distance);
   int i = o.begin;
   for (; i + kR <= o.end; i += kR) {
     const uint8_t* w[kR];

@@ -192,6 +192,10 @@ function print(report: Report): void {
   table(["in all", ...Object.keys(speeds[0]!.bytes)], (s) =>
     [s.bytesPerToken, ...Object.values(s.bytes)].map(formatBytes),
   );
+  process.stdout.write("\nmilliseconds of a step (ffn with its predictor)\n");
+  table(Object.keys(speeds[0]!.stepSeconds), (s) =>
+    Object.values(s.stepSeconds).map((seconds) => (1000 * seconds).toFixed(2)),
+  );
   const lines = [
     "",
     ...describeForecasts(speeds),

@@ -33,11 +33,15 @@ export interface Speed {
   /** Weights and KV cache that a decoded token reads, by part, and in all. What a step reads for all of a batch counts once. */
   bytes: EngineStats["bytes"];
   bytesPerToken: number;
+  /** Seconds of one step by part; FFN with its predictor, `rest` what happens between the parts and around the engine. */
+  stepSeconds: StepSeconds;
   bytesPerSecond: number;
   limit: ReadLimit;
   /** bytesPerSecond over the limit's. */
   share: number;
 }
+
+export type StepSeconds = EngineStats["partSeconds"] & { rest: number };
 
 /** How fast this machine reads as many bytes as a step needs, over and over, as measured between the repeats. */
 export interface ReadLimit {
@@ -122,6 +126,7 @@ interface Run {
   /** Per decoded token. */
   bytes: EngineStats["bytes"];
   bytesPerToken: number;
+  stepSeconds: StepSeconds;
 }
 
 /** Computes the first `length` tokens of every text, one text after the other; returns the seconds that takes. */
@@ -143,11 +148,20 @@ async function decode(model: OpenModel, texts: readonly Int32Array[], length: nu
   const decodeSeconds = await timed(async () => {
     for (let at = length; at < texts[0]!.length; at++) await step(model, texts, { sequences, at, rows: 1, mode });
   });
-  const { rows, bytes: sums } = model.engine.stats();
-  const entries = Object.entries(sums).map(([part, sum]) => [part, sum / rows] as const);
-  const bytes = Object.fromEntries(entries) as EngineStats["bytes"];
-  return { decodeSeconds, bytes, bytesPerToken: entries.reduce((sum, [, n]) => sum + n, 0) };
+  const { rows, bytes: sums, partSeconds } = model.engine.stats();
+  const bytes = mapValues(sums, (sum) => sum / rows);
+  const steps = texts[0]!.length - length;
+  const rest = decodeSeconds - total(partSeconds);
+  const stepSeconds = mapValues({ ...partSeconds, rest }, (seconds) => seconds / steps);
+  return { decodeSeconds, bytes, bytesPerToken: total(bytes), stepSeconds };
 }
+
+function mapValues<K extends string>(values: Record<K, number>, map: (value: number, key: K) => number) {
+  const entries = Object.entries<number>(values).map(([key, value]) => [key, map(value, key as K)]);
+  return Object.fromEntries(entries) as Record<K, number>;
+}
+
+const total = (values: Record<string, number>): number => Object.values(values).reduce((sum, value) => sum + value, 0);
 
 /** Bytes of the buffer whose bandwidth bounds a run: what a step reads if that stays in the last-level cache. */
 async function bufferFor({ bytesPerToken }: Run, batch: number): Promise<number> {
@@ -163,7 +177,7 @@ function summarise(
   bufferBytes: number,
   bandwidth: number,
 ): Speed {
-  const { bytes, bytesPerToken } = runs[0]!;
+  const { bytes, bytesPerToken, stepSeconds } = runs[0]!;
   const { context, batch } = what;
   const decodeTokensPerSecond = (batch * tokens) / median(runs.map((run) => run.decodeSeconds));
   const bytesPerSecond = bytesPerToken * decodeTokensPerSecond;
@@ -174,6 +188,7 @@ function summarise(
     decodeTokensPerSecond,
     bytes,
     bytesPerToken,
+    stepSeconds: mapValues(stepSeconds, (_, part) => median(runs.map((run) => run.stepSeconds[part]))),
     bytesPerSecond,
     limit: { kind, bufferBytes, bytesPerSecond: bandwidth },
     share: bytesPerSecond / bandwidth,

@@ -44,6 +44,9 @@ describe("pi bench", () => {
       expect(speed.bytesPerSecond).toBeCloseTo(speed.bytesPerToken * speed.decodeTokensPerSecond, 3);
       expect(speed.share).toBeCloseTo(speed.bytesPerSecond / speed.limit.bytesPerSecond, 9);
       expect(["cache", "memory"]).toContain(speed.limit.kind);
+      const { rest, ...parts } = speed.stepSeconds;
+      expect(rest).toBeGreaterThan(0);
+      for (const seconds of Object.values(parts)) expect(seconds).toBeGreaterThan(0);
       expect(speed.predictedTokensPerSecond).toBeGreaterThan(0);
       expect(speed.predictionError).toBeCloseTo(speed.predictedTokensPerSecond! / speed.decodeTokensPerSecond - 1, 9);
     }
@@ -86,6 +89,7 @@ describe("pi bench", () => {
     expect(stdout).toMatch(/^exact +128 +1 .*(memory|last-level cache)/m);
     expect(stdout).not.toMatch(/^dense/m);
     expect(stdout).toMatch(/^mode +context +batch +in all +embed +attention +kv +predictor +ffn +head$/m);
+    expect(stdout).toMatch(/^mode +context +batch +attention +kv +ffn +head +rest$/m);
     expect(stdout).toMatch(/^loaded and verified in .*, first token after .*, peak memory /m);
   });
 

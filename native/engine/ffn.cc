@@ -76,7 +76,7 @@ void Ffn::reserve(const LayerWeights& w, int rows) {
   grow(hidden_, n * rank);
   grow(quants_, n * kernels::quantized_bytes(c_.dim));
   grow(hidden_quants_, n * kernels::quantized_bytes(rank));
-  for (auto* buffer : {&gate_, &up_, &score_}) grow(*buffer, neurons);
+  for (auto* buffer : {&gate_, &up_, &dealt_, &score_}) grow(*buffer, neurons);
   grow(list_, neurons);
   grow(parts_, n * kShares * c_.dim);
   grow(stats_, n * kShares);
@@ -96,6 +96,12 @@ void Ffn::dot(const MatrixView& w, VectorView bias, const int32_t* rows, int n, 
   for (int t = 0; bias && t < x.n; ++t) {
     for (int i = 0; i < n; ++i) y[t * y_stride + i] += bias[rows[i]];
   }
+}
+
+// y[t][i] = w[i] · x[t] + bias[i], begin <= i < end, of all neurons' rows; `next` as for the kernel.
+void Ffn::dot_range(const MatrixView& w, VectorView bias, int begin, int end, const kernels::Activations& x, float* y, const uint8_t* next) const {
+  k_.dot_rows({w, nullptr, begin, end, x, y, size_t(w.rows), next});
+  for (int t = 0; bias && t < x.n; ++t) k_.add(bias + begin, y + size_t(t) * w.rows + begin, end - begin);
 }
 
 // x_ as the layer's products read it.
@@ -126,25 +132,30 @@ void Ffn::dense(const LayerWeights& w, const float* x, int rows, float* out, flo
   }
 }
 
+// Gate and up rows in their order, which streams faster than a share's; then the shares' parts of the output.
 void Ffn::dense_rows(const LayerWeights& w, const float* x, int rows, float* out, float* activations, const Executor& on) {
   reserve(w, rows);
   std::copy_n(x, size_t(rows) * c_.dim, x_.data());
   const kernels::Activations in = set_input(w, rows, on);
-  const size_t stride = c_.n_neurons;
+  const size_t neurons = c_.n_neurons;
+  on.ranges(c_.n_neurons, 64, [&](int begin, int end) {
+    if (c_.gated) dot_range(w.gate, w.gate_bias, begin, end, in, gate_.data(), w.up.data);
+    dot_range(w.up, w.up_bias, begin, end, in, up_.data(), nullptr);
+    for (int t = 0; t < rows; ++t) {
+      const size_t at = t * neurons + begin;
+      activate_neurons(k_, c_, &gate_[at], &up_[at], end - begin);
+      if (activations) std::copy_n(&up_[at], end - begin, activations + at);
+    }
+  });
   on.each(kShares, [&](int index) {
     const Share& share = shares_[index];
-    const int32_t* neurons = share.neurons.data();
     const int n = static_cast<int>(share.neurons.size());
-    const Work first = work(index, 0);
-    if (c_.gated) dot(w.gate, w.gate_bias, neurons, n, in, first.gate, stride);
-    dot(w.up, w.up_bias, neurons, n, in, first.up, stride);
     for (int t = 0; t < rows; ++t) {
-      const Work at = work(index, t);
-      activate_neurons(k_, c_, at.gate, at.up, n);
-      std::fill_n(at.part, c_.dim, 0.0f);
-      for (int i = 0; activations && i < n; ++i) activations[t * stride + neurons[i]] = at.up[i];
+      float* const dealt = &dealt_[t * neurons + share.first];
+      for (int i = 0; i < n; ++i) dealt[i] = up_[t * neurons + share.neurons[i]];
+      std::fill_n(work(index, t).part, c_.dim, 0.0f);
     }
-    k_.axpy_rows({w.down_t, neurons, 0, n, first.up, stride, rows, first.part, size_t(kShares) * c_.dim});
+    k_.axpy_rows({w.down_t, share.neurons.data(), 0, n, &dealt_[share.first], neurons, rows, work(index, 0).part, size_t(kShares) * c_.dim});
   });
   (rows > 1 ? on : Executor{}).each(rows, [&](int t) { sum_parts(w, t, out + size_t(t) * c_.dim); });
 }
@@ -174,12 +185,8 @@ void Ffn::score_hidden(const LayerWeights& w, int rows, const Executor& on) {
 // score = fc2 · hidden + b2 of all neurons, in their order: a share's rows are too short to be fetched run by run.
 void Ffn::score_neurons(const LayerWeights& w, int rows, const Executor& on) {
   const PredictorWeights& p = w.predictor;
-  const size_t neurons = c_.n_neurons;
   const kernels::Activations in{hidden_.data(), size_t(p.fc1.rows), hidden_quants_.data(), rows};
-  on.ranges(c_.n_neurons, 64, [&](int begin, int end) {
-    k_.dot_rows({p.fc2, nullptr, begin, end, in, score_.data(), neurons});
-    for (int t = 0; p.fc2_bias && t < rows; ++t) k_.add(p.fc2_bias + begin, &score_[t * neurons + begin], end - begin);
-  });
+  on.ranges(c_.n_neurons, 64, [&](int begin, int end) { dot_range(p.fc2, p.fc2_bias, begin, end, in, score_.data(), nullptr); });
 }
 
 void Ffn::sparse_rows(const LayerWeights& w, float threshold, std::span<SparseRow> rows, const Executor& on) {
@@ -282,7 +289,7 @@ LayerStats Ffn::recall(const LayerWeights& w, float threshold, const std::vector
 
 size_t Ffn::allocated_bytes() const {
   size_t floats = list_.size();
-  for (const auto* buffer : {&x_, &hidden_, &gate_, &up_, &score_, &parts_}) floats += buffer->size();
+  for (const auto* buffer : {&x_, &hidden_, &gate_, &up_, &dealt_, &score_, &parts_}) floats += buffer->size();
   return floats * sizeof(float) + quants_.size() + hidden_quants_.size();
 }
 

@@ -80,14 +80,15 @@ class Ffn {
   void reserve(const LayerWeights& w, int rows);
   void dot(const MatrixView& w, VectorView bias, const int32_t* rows, int n, const kernels::Activations& x, float* y, size_t y_stride,
            const MatrixView* next = nullptr) const;
+  void dot_range(const MatrixView& w, VectorView bias, int begin, int end, const kernels::Activations& x, float* y, const uint8_t* next) const;
 
   const ModelConfig& c_;
   const kernels::Table& k_;
   std::array<Share, kShares> shares_;
   Buffer<float> x_, hidden_;                // [rows, dim], [rows, rank]
   Buffer<uint8_t> quants_, hidden_quants_;  // the same, quantised, where weights are blocks
-  Buffer<float> gate_, up_;                 // [rows, n_neurons], share by share
-  Buffer<float> score_;                     // [rows, n_neurons]
+  Buffer<float> gate_, up_, score_;         // [rows, n_neurons]; gate and up of sparse rows share by share
+  Buffer<float> dealt_;                     // [rows, n_neurons], share by share: up of dense rows
   Buffer<int32_t> list_;
   Buffer<float> parts_;          // [rows, kShares, dim]
   Buffer<LayerStats> stats_;    // [rows, kShares]

@@ -6,10 +6,16 @@ namespace {
 // Most blocks of a tile: of R rows.
 constexpr int kAxpyBlocks = 1024;
 
+// In place of Lines, where there is nothing to fetch.
+struct Fetched {
+  static constexpr size_t row_bytes = 0;
+  void fetch_until(size_t) const {}
+};
+
 // y[c] += Σ_r a[r] · w[r][c] over R rows of blocks in order, from column `begin` on. The blocks' scales times a[r] come
 // first: read one at a time between the quants they would cost more than those.
-template <typename W, int R>
-[[gnu::always_inline]] inline void axpy_blocks(const uint8_t* const* w, Lines<R>* ahead, int begin, int end,
+template <typename W, int R, typename Ahead>
+[[gnu::always_inline]] inline void axpy_blocks(const uint8_t* const* w, Ahead& ahead, int begin, int end,
                                                const float* a, float* y) {
   using Block = typename W::Block;
   const FloatReader<Block> read;
@@ -23,7 +29,7 @@ template <typename W, int R>
     for (; b < n; ++b) factors[r][b] = f16(row[r][b].d) * a[r];
   }
   for (int b = 0; b < n; ++b) {
-    if (ahead) ahead->fetch_until(R * (begin / kQuantBlock + b + 1) * sizeof(Block));
+    ahead.fetch_until(R * (begin / kQuantBlock + b + 1) * sizeof(Block));
     float* const at = y + begin + b * kQuantBlock;
     V acc[kBlockVectors];
     for (int k = 0; k < kBlockVectors; ++k) acc[k] = load(at + k * kLanes);
@@ -37,15 +43,15 @@ template <typename W, int R>
   }
 }
 
-template <typename W, int R>
-[[gnu::always_inline]] inline void axpy_floats(const uint8_t* const* w, Lines<R>* ahead, int cols, const float* a,
+template <typename W, int R, typename Ahead>
+[[gnu::always_inline]] inline void axpy_floats(const uint8_t* const* w, Ahead& ahead, int cols, const float* a,
                                                float* y) {
   const uint8_t* row[R];  // locals: a store to y could otherwise change the caller's
   float factor[R];
   for (int r = 0; r < R; ++r) row[r] = w[r], factor[r] = a[r];
   int c = 0;
   for (; c + kLanes <= cols; c += kLanes) {
-    if (ahead) ahead->fetch_until(R * (c + kLanes) * W::kBytes);
+    ahead.fetch_until(R * (c + kLanes) * W::kBytes);
     V acc = load(y + c);
     for (int r = 0; r < R; ++r) acc = fma(W::vector(row[r], c), set1(factor[r]), acc);
     store(y + c, acc);
@@ -57,8 +63,8 @@ template <typename W, int R>
 }
 
 // y += Σ_r a[r] · w[r] of one token.
-template <typename W, int R>
-[[gnu::always_inline]] inline void axpy_tile(const uint8_t* const* w, Lines<R>* ahead, int cols, const float* a,
+template <typename W, int R, typename Ahead>
+[[gnu::always_inline]] inline void axpy_tile(const uint8_t* const* w, Ahead& ahead, int cols, const float* a,
                                              float* y) {
   if constexpr (W::kBlocks) {
     constexpr int kCols = kAxpyBlocks / R * kQuantBlock;
@@ -66,7 +72,7 @@ template <typename W, int R>
   } else {
     axpy_floats<W, R>(w, ahead, cols, a, y);
   }
-  if (ahead) ahead->fetch_until(R * ahead->row_bytes);
+  ahead.fetch_until(R * ahead.row_bytes);
 }
 
 // R rows from i on, for every token, while those `distance` rows later are fetched.
@@ -79,8 +85,10 @@ inline void axpy_row_group(const AxpyRows& o, int i, int distance) {
     w[r] = row_address(o.w, o.rows, i + r);
     ahead.row[r] = row_address(o.w, o.rows, later < o.end ? later : o.end - 1);
   }
-  for (int t = 0; t < o.n_tokens; ++t) {
-    axpy_tile<W, R>(w, t == 0 ? &ahead : nullptr, o.w.cols, o.a + t * o.a_stride + i, o.y + t * o.y_stride);
+  axpy_tile<W, R>(w, ahead, o.w.cols, o.a + i, o.y);
+  for (int t = 1; t < o.n_tokens; ++t) {
+    Fetched fetched;
+    axpy_tile<W, R>(w, fetched, o.w.cols, o.a + t * o.a_stride + i, o.y + t * o.y_stride);
   }
 }
 

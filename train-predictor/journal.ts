@@ -34,8 +34,7 @@ interface Run {
  * What an interrupted run had finished: `ID.partial` holds the tensors of finished layers, `ID.journal` says what is in
  * there, and what was tried and measured, one JSON line each, written after what it speaks of was made durable;
  * `ID.state` is the training under way. `ID.rows` (the rows it reads) and `ID.candidate` (predictors to be measured) are
- * made anew. ID stands for everything that decides the
- * output, so nothing else is ever mistaken for its beginning.
+ * made anew. ID stands for everything that decides the output, so nothing else is ever mistaken for its beginning.
  */
 export class TrainingJournal {
   readonly #dir: string;

@@ -67,6 +67,11 @@ export async function passGate<T extends Layer>(
     const points = choose(layers);
     return { layers, points, quality: await measureWith(layers)(points, GATE_TOKENS) };
   };
+  if (base !== 1) {
+    context.warn(
+      `perplexity ratio ${base.toFixed(5)} with no neuron missed (a shortlist of the head): the limit counts from there`,
+    );
+  }
   const passes = ({ quality: { perplexityRatio, weightedRecall } }: Passed<T>) => {
     const deviation = Math.abs(Math.log(perplexityRatio / base));
     return deviation <= Math.log(limits.maxPerplexityRatio) && weightedRecall >= limits.recall;

@@ -72,8 +72,11 @@ test("a perplexity that falls by mistake is as far from right as one that rises"
 
 test("what the head costs with every neuron predicted is not the predictors' doing", async () => {
   const { measure } = model([0.01, 0.01], 0.01);
+  const warnings: string[] = [];
+  const context = { ...silentContext, warn: (text: string) => void warnings.push(text) };
   const limits = { maxPerplexityRatio: 1.001, recall: 0.995 };
-  const { quality } = await passGate(layers(2), limits, measure, keep, "m", silentContext);
+  const { quality } = await passGate(layers(2), limits, measure, keep, "m", context);
+  expect(warnings[0]).toMatch(/perplexity ratio 1.01000 with no neuron missed/);
   expect(quality.perplexityRatio).toBeGreaterThan(1.01);
   expect(quality.perplexityRatio).toBeLessThanOrEqual(1.001 * 1.01);
 });

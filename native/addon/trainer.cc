@@ -28,24 +28,20 @@ TrainerOptions parse_options(const Napi::Object& o) {
   constexpr double kMaxSize = 1 << 20, kMaxInteger = 9007199254740991.0;
   const double seed = number(o, "seed");
   if (!(seed >= 0 && seed <= kMaxInteger)) fail(o.Env(), "seed: expected an integer from 0 to 2^53 - 1");
-  return {integer(o, "dim", 1, kMaxSize),
-          integer(o, "nNeurons", 1, kMaxSize),
-          integer(o, "rank", 1, kMaxSize),
-          static_cast<uint64_t>(seed),
-          share(o, "weightDecay"),
-          share(o, "contributionWeight"),
-          share(o, "labelShare"),
-          integer(o, "threads", 1, 1024)};
+  return {integer(o, "dim", 1, kMaxSize),  integer(o, "nNeurons", 1, kMaxSize),
+          integer(o, "rank", 1, kMaxSize), static_cast<uint64_t>(seed),
+          share(o, "weightDecay"),         share(o, "contributionWeight"),
+          share(o, "labelShare"),          integer(o, "threads", 1, 1024)};
 }
 
 class Trainer final : public Napi::ObjectWrap<Trainer> {
  public:
   static Napi::Function define(Napi::Env env) {
-    return DefineClass(env, "PredictorTrainer",
-                       {InstanceMethod("epoch", &Trainer::epoch), InstanceMethod("scores", &Trainer::scores),
-                        InstanceMethod("weights", &Trainer::weights),
-                        InstanceMethod("setWeights", &Trainer::set_weights), InstanceMethod("state", &Trainer::state),
-                        InstanceMethod("setState", &Trainer::set_state)});
+    return DefineClass(
+        env, "PredictorTrainer",
+        {InstanceMethod("epoch", &Trainer::epoch), InstanceMethod("scores", &Trainer::scores),
+         InstanceMethod("weights", &Trainer::weights), InstanceMethod("setWeights", &Trainer::set_weights),
+         InstanceMethod("state", &Trainer::state), InstanceMethod("setState", &Trainer::set_state)});
   }
 
   explicit Trainer(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Trainer>(info) {
@@ -186,7 +182,8 @@ class Trainer final : public Napi::ObjectWrap<Trainer> {
       from[i] = array<float>(given, kStateParts[i], state.values[i].size()).data;
     }
     const int steps = integer(given, "steps", 0, 1 << 30);
-    for (size_t i = 0; i < state.values.size(); ++i) std::copy_n(from[i], state.values[i].size(), state.values[i].data());
+    for (size_t i = 0; i < state.values.size(); ++i)
+      std::copy_n(from[i], state.values[i].size(), state.values[i].data());
     trainer_->set_steps(steps);
     return env.Undefined();
   }

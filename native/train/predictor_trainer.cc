@@ -122,7 +122,8 @@ const uint8_t* PredictorTrainer::labels(const Samples& samples, std::span<const 
   if (options_.label_share >= 1) return given;
   std::array<int64_t, 256> sums = {};
   for (size_t i = 0; i < neurons; ++i) sums[given[i]] += given[i];
-  const double wanted = options_.label_share * static_cast<double>(std::accumulate(sums.begin(), sums.end(), int64_t{0}));
+  const double wanted =
+      options_.label_share * static_cast<double>(std::accumulate(sums.begin(), sums.end(), int64_t{0}));
   int lowest = 255;
   for (int64_t held = sums[255]; lowest > 1 && static_cast<double>(held) < wanted; held += sums[lowest]) --lowest;
   uint8_t* out = &labels_[r * neurons];

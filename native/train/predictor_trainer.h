@@ -18,7 +18,8 @@ struct TrainerOptions {
   float weight_decay;
   // Share of an active neuron's weight in the loss that follows its contribution, in [0, 1].
   float contribution_weight;
-  // A row's strongest neurons that hold this share of its contribution are its active ones, in (0, 1]; 1: all that fire.
+  // A row's strongest neurons that hold this share of its contribution are its active ones, in (0, 1]; 1: all that
+  // fire.
   float label_share;
   int threads;
 };

@@ -9,10 +9,8 @@ import { checkMode, sparseModes } from "../model/modes.ts";
 import { readModelFile } from "../model/model-file.ts";
 import { openModel, type OpenModel } from "../model/open.ts";
 import { compareModes, qualityTokens, type Comparison } from "../model/quality.ts";
-import { loadTokenizer } from "../model/tokenizer.ts";
 import { FFN_MODE, type FfnMode } from "../native/index.ts";
-import { corpusFiles } from "../profile/corpus-files.ts";
-import { corpusWindows } from "../profile/corpus.ts";
+import { readWindows } from "./eval-windows.ts";
 import { formatBytes, formatNumber, printJson, printTable, stageContext } from "./output.ts";
 import { parseInteger } from "./sizes.ts";
 
@@ -69,7 +67,7 @@ async function evalCorpus(path: string, options: Options, command: Command, cont
   try {
     if (options.mode) checkMode(model, options.mode);
     const modes = options.mode ? [options.mode] : sparseModes(model);
-    const windows = await readWindows(model, path, options, tokens, context);
+    const windows = await readWindows(model.file, { ...options, corpus: options.corpus!, tokens, window }, context);
     // With no sparse mode to compare, dense is measured against itself.
     print(await compareModes(model, windows, modes.length > 0 ? modes : ["dense"], context), options.json);
   } finally {
@@ -93,29 +91,6 @@ async function open(path: string, options: Options, contextTokens: number): Prom
   const predictors = options.predictors ?? found;
   const { threads } = options;
   return openModel(path, { contextTokens, ...(threads && { threads }), ...(predictors && { predictors }) });
-}
-
-async function readWindows(
-  model: OpenModel,
-  path: string,
-  options: Options,
-  tokens: number,
-  context: StageContext,
-): Promise<Int32Array[]> {
-  const tokenizer = await loadTokenizer(model.textFile, path);
-  const files = await corpusFiles(options.corpus!, context);
-  const window = Math.min(options.window, model.config.maxPositions);
-  const corpus = { field: options.field, tokens, window, seed: 0 };
-  const windows: Int32Array[] = [];
-  for await (const { tokens: ids } of corpusWindows(files, tokenizer, corpus, { index: 0, count: 1 }, context.signal)) {
-    if (ids.length > 1) windows.push(ids);
-  }
-  check(
-    windows.length > 0,
-    "E_CORPUS",
-    `${options.corpus!.join(", ")}: expected text of two tokens or more, found less`,
-  );
-  return windows;
 }
 
 function print({ corpus, perplexityDense, bytesPerTokenDense, modes }: Comparison, json: boolean | undefined): void {

@@ -216,6 +216,7 @@ function predictorSection(predictors: PredictorMetrics[]): Section {
 function qualitySection(quality: QualityReport): Section {
   const { corpus, perplexityDense, perplexity, perplexityRatio, meanKl, p99Kl, top1Agreement, weightedRecall } =
     quality;
+  const other = quality.crossCorpus;
   const pairs = {
     "perplexity dense": formatNumber(perplexityDense, 5),
     "with predictors": `${formatNumber(perplexity, 5)}, ratio ${formatNumber(perplexityRatio, 5)}`,
@@ -223,6 +224,9 @@ function qualitySection(quality: QualityReport): Section {
     "top-1 agreement": percent(top1Agreement),
     "weighted recall": percent(weightedRecall),
     "measured on": `${formatNumber(corpus.tokens)} tokens, ${corpus.sha256.slice(0, 12)}`,
+    ...(other && {
+      "on other text": `ratio ${formatNumber(other.perplexityRatio, 5)}, KL ${formatNumber(other.meanKl)} mean`,
+    }),
   };
   return { json: { quality }, print: () => printPairs(pairs) };
 }

@@ -1,9 +1,10 @@
 import { Option, type Command } from "commander";
 import type { Placement, PlacementSpeed } from "../formats/placement.ts";
 import { SOLVERS, type SolverName } from "../place/choose.ts";
+import { DEFAULT_MAX_KL } from "../place/inputs.ts";
 import { place, type PlaceOptions, type PlaceResult } from "../place/place.ts";
 import { formatBytes, formatNumber, printJson, printTable, stageContext } from "./output.ts";
-import { parseInteger, parseSize } from "./sizes.ts";
+import { parseInteger, parseNumber, parseSize } from "./sizes.ts";
 
 /** Options of placement that `pi build` takes too. */
 export interface PlacementFlags {
@@ -14,6 +15,7 @@ export interface PlacementFlags {
   hardware?: string;
   solver?: SolverName;
   name?: string;
+  maxKl?: number;
 }
 
 interface Options extends PlacementFlags {
@@ -62,6 +64,12 @@ export function addPlacementOptions(command: Command): void {
     )
     .option("--hardware <FILE>", "place for the machine described there (default: this one, measured)")
     .addOption(new Option("--solver <NAME>", "ilp: let HiGHS decide").choices(SOLVERS).default("auto"))
+    .option(
+      "--max-kl <NATS>",
+      "mean KL of predictor mode against dense that is accepted",
+      parseNumber(0),
+      DEFAULT_MAX_KL,
+    )
     .option("--name <NAME>", "what /v1/models shows (default: the artifact's file name)");
 }
 
@@ -69,8 +77,8 @@ export function addPlacementOptions(command: Command): void {
 export function placeOptions(flags: PlacementFlags, command: Command): Omit<PlaceOptions, "out"> {
   const vram = flags.vram ?? flags.vramBudget;
   if (vram === undefined) command.error("error: required option '--vram <SIZE>' not specified (0: CPU only)");
-  const { ram, ctx, hardware, solver, name } = flags;
-  return { vram, ram, contextTokens: ctx, hardware, solver, name };
+  const { ram, ctx, hardware, solver, name, maxKl } = flags;
+  return { vram, ram, contextTokens: ctx, hardware, solver, name, maxKl };
 }
 
 function parseGibibytes(text: string): number {

@@ -76,8 +76,8 @@ export class Fields {
   /** A list of at most `max` objects. */
   list(key: string, max: number): Fields[] {
     const value = this.#members[key];
-    const length = Array.isArray(value) ? value.length : 0;
-    return length <= max ? this.objects(key, length) : this.#fail(key, `a list of at most ${max}`, value);
+    if (!Array.isArray(value) || value.length > max) return this.#fail(key, `a list of at most ${max}`, value);
+    return this.objects(key, value.length);
   }
 
   has(key: string): boolean {

@@ -38,6 +38,8 @@ export interface QualityReport {
   /** Share of positions at which the most likely token is the same. */
   top1Agreement: number;
   weightedRecall: number;
+  /** The same on text from elsewhere than what was profiled. */
+  crossCorpus?: Omit<QualityReport, "crossCorpus">;
 }
 
 /** Metadata of `predictors.safetensors` that is about predictors; see docs/formats.md. */
@@ -110,6 +112,11 @@ const parsePoint = (point: Fields): CurvePoint => ({
 /** Parses `pi.quality`. Throws `E_FORMAT`. */
 export function parseQuality(text: string, path: string): QualityReport {
   const fields = Fields.parse(text, `${path}: pi.quality`, "E_FORMAT");
+  const own = parseReport(fields);
+  return fields.has("crossCorpus") ? { ...own, crossCorpus: parseReport(fields.object("crossCorpus")) } : own;
+}
+
+function parseReport(fields: Fields): Omit<QualityReport, "crossCorpus"> {
   const corpus = fields.object("corpus");
   return {
     corpus: { sha256: corpus.string("sha256"), tokens: corpus.integer("tokens") },

@@ -173,7 +173,7 @@ async function bytesPerToken(model: OpenModel, windows: readonly Int32Array[], m
 }
 
 /** sha256 of all windows' tokens as i32. */
-function hashTokens(windows: readonly Int32Array[]): string {
+export function hashTokens(windows: readonly Int32Array[]): string {
   return sha256(
     Buffer.concat(windows.map((tokens) => new Uint8Array(tokens.buffer, tokens.byteOffset, tokens.byteLength))),
   );

@@ -171,6 +171,8 @@ export interface TrainerOptions {
   weightDecay: number;
   /** Share of an active neuron's weight in the loss that follows its contribution, 0 to 1; the rest is the same for all. */
   contributionWeight: number;
+  /** A row's strongest neurons that hold this share of its contribution are its active ones; 1: all that fire. */
+  labelShare: number;
   threads: number;
 }
 
@@ -180,6 +182,14 @@ export interface PredictorWeights {
   fc1Bias: Float32Array;
   fc2: Float32Array;
   fc2Bias: Float32Array;
+}
+
+/** Everything that further training depends on: all parameters, AdamW's two moments of each, and the updates made. */
+export interface TrainerState {
+  weights: Float32Array;
+  mean: Float32Array;
+  square: Float32Array;
+  steps: number;
 }
 
 /** Trains score = fc2 · relu(fc1 · x + b1) + b2 with AdamW on weighted binary cross-entropy. Deterministic by seed. */
@@ -203,6 +213,9 @@ export interface PredictorTrainer {
   weights(): PredictorWeights;
   /** Replaces all parameters; AdamW starts afresh. */
   setWeights(weights: PredictorWeights): void;
+  state(): TrainerState;
+  /** Goes on where a trainer of the same sizes was. */
+  setState(state: TrainerState): void;
 }
 
 /** Per-position comparison of two sets of logits. */

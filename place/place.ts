@@ -28,6 +28,8 @@ export interface PlaceOptions {
   solver?: SolverName | undefined;
   /** What the model is called; default: the artifact's file name. */
   name?: string | undefined;
+  /** Mean divergence of predictor mode from dense, in nats a token, up to which predictors are accepted. Default 0.01. */
+  maxKl?: number | undefined;
   /** Place again even if the artifact is up to date. */
   force?: boolean | undefined;
 }
@@ -44,11 +46,11 @@ const DEFAULT_CONTEXT = 4096;
 
 /**
  * Decides which neurons, attention layers, predictors and head live on the GPU, orders every layer's neurons hot first
- * and packs everything into one artifact. Throws `E_BUDGET`, `E_MISMATCH`, `E_CHECKSUM`, `E_HARDWARE` and what reading
+ * and packs everything into one artifact. Throws `E_BUDGET`, `E_MISMATCH`, `E_QUALITY`, `E_CHECKSUM`, `E_HARDWARE` and what reading
  * the inputs throws.
  */
 export async function place(dir: string, options: PlaceOptions, context: StageContext): Promise<PlaceResult> {
-  const inputs = await readInputs(dir, context);
+  const inputs = await readInputs(dir, context, options.maxKl);
   const { config } = inputs.model;
   const contextTokens = options.contextTokens ?? Math.min(config.maxPositions, DEFAULT_CONTEXT);
   const file = options.hardware === undefined ? undefined : await readHardwareFile(options.hardware, options.vram);

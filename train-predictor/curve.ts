@@ -1,4 +1,6 @@
-import type { PredictorMetrics } from "../formats/predictors.ts";
+import type { CurvePoint, PredictorMetrics } from "../formats/predictors.ts";
+import type { PredictorTrainer } from "../native/index.ts";
+import type { Rows, RowShape } from "./keyed-rows.ts";
 
 /** Bins of the recall curve: scores by the upper bits of their order-preserving integer, a relative width of 2^-8. */
 const BIN_BITS = 17;
@@ -7,7 +9,25 @@ const BINS = 2 ** BIN_BITS;
 const MAX_F32 = (2 - 2 ** -23) * 2 ** 127;
 
 /** What a threshold gives on held-out rows. All are shares in [0, 1]. */
-export type OperatingPoint = Omit<PredictorMetrics, "rank" | "bytes">;
+export type OperatingPoint = Omit<PredictorMetrics, "rank" | "bytes" | "curve">;
+
+export const miss = (point: Pick<OperatingPoint, "weightedRecall">): number => 1 - point.weightedRecall;
+
+/** Recalls that thresholds are chosen among: misses from 50 % down to 1e-5, a twentieth apart, and none. */
+export const RECALLS: readonly number[] = [...Array.from({ length: 223 }, (_, i) => 1 - 0.5 * 0.9525 ** i), 1];
+
+/** Points of a stored curve, and the misses they reach from and to. */
+const STORED = { points: 16, most: 0.2, fewest: 2e-4 };
+
+/** Some of `points`, which are in ascending order of recall, at misses in even proportions. */
+export function storedCurve(points: readonly OperatingPoint[]): CurvePoint[] {
+  const ratio = STORED.fewest / STORED.most;
+  const wanted = Array.from({ length: STORED.points }, (_, i) => STORED.most * ratio ** (i / (STORED.points - 1)));
+  const found = wanted.map((misses) => points.find((point) => miss(point) <= misses * (1 + 1e-6)) ?? points.at(-1)!);
+  return [...new Set(found)].map(({ weightedRecall, predictedSparsity, threshold }) => {
+    return { weightedRecall, predictedSparsity, threshold };
+  });
+}
 
 /**
  * The whole recall-cost curve of one layer's predictor: a histogram of its scores, so that rows are added batch by batch
@@ -28,28 +48,26 @@ export class RecallCurve {
     this.#nNeurons = nNeurons;
   }
 
-  /** Adds rows: scores [rows, nNeurons] and the contributions of sample `samples[r]` for row r. O(elements). */
-  add(scores: Float32Array, contributions: Uint8Array, samples: Int32Array): void {
+  /** Adds rows: scores and contributions [rows, nNeurons]. O(elements). */
+  add(scores: Float32Array, contributions: Uint8Array): void {
     const n = this.#nNeurons;
     const bits = new Int32Array(scores.buffer, scores.byteOffset, scores.length);
-    samples.forEach((sample, r) => {
-      const labels = contributions.subarray(sample * n, (sample + 1) * n);
+    for (let row = 0; row < scores.length; row += n) {
       let total = 0;
-      for (let i = 0; i < n; i++) total += labels[i]!;
-      for (let i = 0; i < n; i++) {
-        const bin = binOf(bits[r * n + i]!);
-        const score = scores[r * n + i]!;
-        if (score < this.#lowest[bin]!) this.#lowest[bin] = score;
-        if (labels[i]! > 0) {
+      for (let i = row; i < row + n; i++) total += contributions[i]!;
+      for (let i = row; i < row + n; i++) {
+        const bin = binOf(bits[i]!);
+        if (scores[i]! < this.#lowest[bin]!) this.#lowest[bin] = scores[i]!;
+        if (contributions[i]! > 0) {
           this.#active[bin]! += 1;
-          this.#contribution[bin]! += labels[i]! / total;
+          this.#contribution[bin]! += contributions[i]! / total;
         } else {
           this.#idle[bin]! += 1;
         }
       }
       this.#rows++;
       if (total === 0) this.#emptyRows++;
-    });
+    }
   }
 
   /**
@@ -57,21 +75,31 @@ export class RecallCurve {
    * enough. Exact up to a bin's width: the threshold is the lowest score of its bin.
    */
   at(weightedRecall: number): OperatingPoint {
-    // A hair less, or rounding of the sum could ask for the last idle neuron.
-    const wanted = (weightedRecall - 1e-9) * this.#rows - this.#emptyRows;
-    let active = 0;
-    let idle = 0;
-    let contribution = 0;
-    let threshold = Infinity;
-    for (let bin = BINS - 1; bin >= 0 && contribution < wanted; bin--) {
-      if (this.#lowest[bin] === Infinity) continue;
-      active += this.#active[bin]!;
-      idle += this.#idle[bin]!;
-      contribution += this.#contribution[bin]!;
-      threshold = this.#lowest[bin]!;
-    }
-    const cells = this.#rows * this.#nNeurons;
+    return this.points([weightedRecall])[0]!;
+  }
+
+  /** {@link at} of several recalls, in ascending order. */
+  points(weightedRecalls: readonly number[]): OperatingPoint[] {
     const allActive = this.#active.reduce((a, b) => a + b, 0);
+    const sums = { active: 0, idle: 0, contribution: 0, threshold: Infinity };
+    let bin = BINS - 1;
+    return weightedRecalls.map((weightedRecall) => {
+      // A hair less, or rounding of the sum could ask for the last idle neuron.
+      const wanted = (weightedRecall - 1e-9) * this.#rows - this.#emptyRows;
+      for (; bin >= 0 && sums.contribution < wanted; bin--) {
+        if (this.#lowest[bin] === Infinity) continue;
+        sums.active += this.#active[bin]!;
+        sums.idle += this.#idle[bin]!;
+        sums.contribution += this.#contribution[bin]!;
+        sums.threshold = this.#lowest[bin]!;
+      }
+      return this.#point(sums, allActive);
+    });
+  }
+
+  #point(above: { active: number; idle: number; contribution: number; threshold: number }, allActive: number) {
+    const { active, idle, contribution, threshold } = above;
+    const cells = this.#rows * this.#nNeurons;
     return {
       // JSON knows no infinity.
       threshold: threshold === Infinity ? MAX_F32 : threshold,
@@ -82,6 +110,25 @@ export class RecallCurve {
       predictedSparsity: 1 - (active + idle) / cells,
     };
   }
+}
+
+/** Rows scored at a time. */
+const SCORE_ROWS = 512;
+
+/** The recall curve of a trainer's predictor on `rows`. */
+export async function measureCurve(
+  { dim, nNeurons }: RowShape,
+  trainer: PredictorTrainer,
+  rows: Rows,
+): Promise<RecallCurve> {
+  const curve = new RecallCurve(nNeurons);
+  for (let at = 0; at < rows.rows; at += SCORE_ROWS) {
+    const count = Math.min(SCORE_ROWS, rows.rows - at);
+    const index = Int32Array.from({ length: count }, (_, i) => at + i);
+    const scores = await trainer.scores(rows.hidden.subarray(0, rows.rows * dim), index);
+    curve.add(scores, rows.contributions.subarray(at * nNeurons, (at + count) * nNeurons));
+  }
+  return curve;
 }
 
 /** Bin of an f32 by its bits (as i32): negative numbers ascend after all bits are flipped, others after the sign is. */

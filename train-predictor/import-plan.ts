@@ -17,7 +17,7 @@ export interface ImportPredictorsOptions {
   import: string;
   /** Contribution-weighted recall to calibrate thresholds for; the gate only raises it. Default 0.995. */
   recall?: number;
-  /** Perplexity with predictors over perplexity dense. Default 1.002. */
+  /** Perplexity with predictors over perplexity dense. Default 1.001. */
   maxPerplexityRatio?: number;
   /** Type of the matrices; default (and `auto`): q8_0. */
   dtype?: PredictorDType | "auto";
@@ -54,7 +54,7 @@ export async function makePlan(dir: string, options: ImportPredictorsOptions): P
     return `${model.path}: activation ${model.config.activation.kind} is smooth: expected a ReLU-family model`;
   });
   const published = await openPublished(options.import, model);
-  const { dtype = "auto", recall = 0.995, maxPerplexityRatio = 1.002, samples = 32768 } = options;
+  const { dtype = "auto", recall = 0.995, maxPerplexityRatio = 1.001, samples = 32768 } = options;
   const heldout = await readHeldoutWindows(dir, model);
   const described = {
     imported: true,

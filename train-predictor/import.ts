@@ -19,7 +19,7 @@ import { openModel, type OpenModel } from "../model/open.ts";
 import { measureQuality, qualityTokens } from "../model/quality.ts";
 import { predictorSpecs } from "../model/tensors.ts";
 import { native } from "../native/index.ts";
-import { RecallCurve } from "./curve.ts";
+import { RecallCurve, RECALLS, storedCurve, type OperatingPoint } from "./curve.ts";
 import { checkThreshold, makePlan, type ImportPlan, type ImportPredictorsOptions } from "./import-plan.ts";
 import { measureLayers, ownText, ownTextTokens } from "./own-text.ts";
 import { paddedRank, readPublished } from "./published.ts";
@@ -59,7 +59,7 @@ export async function importPredictors(
     const found = plan.heldout
       ? await calibrate(plan, plan.heldout, candidate, layers, context)
       : await measureAsGiven(plan, candidate, context);
-    const metrics = found.metrics.map((layer, i) => ({ ...layer, rank: layers[i]!.rank, bytes: layers[i]!.bytes }));
+    const metrics = found.metrics.map((layer, i) => describeLayer(layers[i]!, layer));
     await copyMeasured(candidate, plan, metrics, found.quality, context);
     return { path: plan.path, upToDate: false, metrics, quality: found.quality };
   } finally {
@@ -84,6 +84,12 @@ interface ImportedLayer {
   rank: number;
   bytes: number;
   curve: RecallCurve | undefined;
+}
+
+function describeLayer({ rank, bytes, curve }: ImportedLayer, point: OperatingPoint): PredictorMetrics {
+  const metrics: PredictorMetrics = { ...point, rank, bytes };
+  if (curve) metrics.curve = storedCurve(curve.points(RECALLS));
+  return metrics;
 }
 
 /** Writes the predictors as they will be stored, layer by layer, measuring each where there are samples. */
@@ -158,14 +164,13 @@ async function measureCurve(plan: ImportPlan, layer: number, { rank, weights }: 
       labels.set(batch.contributions.subarray(from * nNeurons, (from + 1) * nNeurons), i * nNeurons),
     );
     if (rows.length === 0) continue;
-    const index = rows.map((_, i) => i);
-    curve.add(await scorer.scores(batch.hidden, rows), labels, index);
+    curve.add(await scorer.scores(batch.hidden, rows), labels);
   }
   return curve;
 }
 
 interface Measured {
-  metrics: Omit<PredictorMetrics, "rank" | "bytes">[];
+  metrics: OperatingPoint[];
   quality: QualityReport;
 }
 

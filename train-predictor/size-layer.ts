@@ -1,14 +1,18 @@
 import type { StageContext } from "../io/progress.ts";
 import type { PredictorTrainer } from "../native/index.ts";
-import { RecallCurve, type OperatingPoint } from "./curve.ts";
+import { measureCurve, RECALLS, type OperatingPoint } from "./curve.ts";
 import type { LayerSamples } from "./samples.ts";
 import { storePredictor, type NeuronBytes, type PredictorDType, type StoredPredictor } from "./store.ts";
-import { train } from "./train.ts";
+import { train, type Hyperparameters, type TrainingState } from "./train.ts";
 
 /** What sizing a layer's predictor aims at and may spend. */
 export interface Sizing {
   /** Contribution-weighted recall at which costs are compared. */
   recall: number;
+  /** Points of sparsity that false positives may take, as long as `maxBytes` allows. */
+  maxGap: number;
+  /** Of the stored predictor. */
+  maxBytes: number;
   /** Types to choose from, by cost. */
   dtypes: readonly PredictorDType[];
   /** Passes over the training rows for the rank that was chosen. */
@@ -16,12 +20,29 @@ export interface Sizing {
   seed: number;
   threads: number;
   neuron: NeuronBytes;
+  hyperparameters: Hyperparameters;
 }
 
-/** A layer's predictor as stored, and what every threshold would give. */
+/** A rank that was tried: what its predictor costs at the required recall. */
+export interface Trial {
+  rank: number;
+  epochs: number;
+  bytes: number;
+  point: OperatingPoint;
+}
+
+/** A layer's predictor as stored, and what every threshold on its curve would give. */
 export interface SizedPredictor {
   stored: StoredPredictor;
-  curve: RecallCurve;
+  /** In ascending order of recall; the last one misses nothing. */
+  points: OperatingPoint[];
+}
+
+/** What survives an interruption: ranks that were tried, and the training that was under way. */
+export interface Attempts {
+  tried(rank: number, epochs: number): Trial | undefined;
+  record(trial: Trial): Promise<void>;
+  training(rank: number, epochs: number): TrainingState;
 }
 
 /** Ranks are whole blocks of the block types. */
@@ -33,112 +54,158 @@ const GROWTH = 1.5;
 /** Ranks are compared after this share of the passes: enough to see which one is going to be cheaper. */
 const TRIAL = 1 / 3;
 
+/** Of the false positives per unit of rank: halved by 64 units. */
+const USUAL_DECAY = 0.989;
+
 /**
  * Finds the rank that makes a token read least and trains it. The paper's adaptive sizing iterates the hidden size from a
- * start by the layer's sparsity; what decides here is the expected bytes a token reads in this layer's FFN at the
- * required recall: the predictor, the tested rows of all neurons that it predicts, and the other rows of those that
- * fire. Every rank starts from fresh weights: a grown predictor stays behind one trained at its size (docs/log.md).
+ * start by the layer's sparsity, corrected for skew; what decides here is the expected bytes a token reads in this
+ * layer's FFN at the required recall: the predictor, the tested rows of all neurons that it predicts, and the other rows
+ * of those that fire. Where that predicts too many neurons in vain, the rank grows further. Every rank starts from fresh
+ * weights: a grown predictor stays behind one trained at its size (docs/log.md).
  */
 export async function sizeLayer(
   samples: LayerSamples,
   sizing: Sizing,
   label: string,
   context: StageContext,
+  attempts: Attempts = FORGETFUL,
   start = startRank(samples),
 ): Promise<SizedPredictor> {
   const attempt = async (rank: number, epochs: number, what: string) => {
-    const { seed, threads } = sizing;
-    const trainer = await train(samples, { rank, epochs, seed, threads }, `${label}, ${what} ${rank}`, context);
-    return cheapest(samples, trainer, sizing);
+    const about = { label: `${label}, ${what} ${rank}`, recall: sizing.recall };
+    const trainer = await train(samples, { ...sizing, rank, epochs }, about, context, attempts.training(rank, epochs));
+    const found = await cheapest(samples, trainer, sizing);
+    const trial = { rank, epochs, bytes: found.bytes, point: found.point };
+    await attempts.record(trial);
+    return { ...found, trial };
   };
-  const rank = await cheapestRank(start, sizing, roundUp(samples.dim), (tried) => {
-    return attempt(tried, Math.ceil(TRIAL * sizing.epochs), "trying rank");
+  const trialEpochs = Math.ceil(TRIAL * sizing.epochs);
+  const highest = highestRank(samples, sizing);
+  const climb = await cheapestRank(Math.min(start, highest), samples.nNeurons, sizing, highest, async (rank) => {
+    return attempts.tried(rank, trialEpochs) ?? (await attempt(rank, trialEpochs, "trying rank")).trial;
   });
-  return attempt(rank, sizing.epochs, "rank");
+  for (let { rank } = climb; ;) {
+    const known = attempts.tried(rank, sizing.epochs);
+    const larger = known && largerRank(known, climb.decay, highest, sizing);
+    if (larger !== undefined) rank = larger;
+    else {
+      const { stored, curve, trial } = await attempt(rank, sizing.epochs, "rank");
+      const next = largerRank(trial, climb.decay, highest, sizing);
+      if (next === undefined) return { stored, points: curve.points(RECALLS) };
+      rank = next;
+    }
+  }
 }
 
-/** Climbs from `start`, up first, for as long as the cost falls. */
+const FORGETFUL: Attempts = {
+  tried: () => undefined,
+  record: () => Promise.resolve(),
+  training: () => ({ load: () => Promise.resolve(undefined), save: () => Promise.resolve() }),
+};
+
+/** Climbs from `start`, up first, for as long as it gets cheaper; `decay` is what a unit of rank leaves of the false positives. */
 async function cheapestRank(
   start: number,
+  nNeurons: number,
   sizing: Sizing,
   highest: number,
-  attempt: (rank: number) => Promise<SizedPredictor>,
-): Promise<number> {
-  let best = await attempt(start);
-  const betterThanBest = (other: SizedPredictor) => cost(other, sizing) < cost(best, sizing);
-  let smaller: SizedPredictor | undefined;
+  attempt: (rank: number) => Promise<Trial>,
+): Promise<{ rank: number; decay: number }> {
+  const trials: Trial[] = [await attempt(start)];
+  let best = trials[0]!;
   for (let rank = roundUp(GROWTH * start); rank <= highest; rank = roundUp(GROWTH * rank)) {
-    if (smaller && !pays(smaller, best, rank, sizing)) break;
+    if (trials.length > 1 && !pays(best, decayOf(trials), rank, nNeurons, sizing)) break;
     const larger = await attempt(rank);
-    if (!betterThanBest(larger)) break;
-    smaller = best;
+    trials.push(larger);
+    if (cost(larger, nNeurons, sizing) >= cost(best, nNeurons, sizing)) break;
     best = larger;
   }
-  if (smaller) return best.stored.rank;
-  for (let rank = roundDown(start / GROWTH); rank > 0; rank = roundDown(rank / GROWTH)) {
-    const candidate = await attempt(rank);
-    if (!betterThanBest(candidate)) break;
-    best = candidate;
+  if (best === trials[0]) {
+    for (let rank = roundDown(start / GROWTH); rank > 0; rank = roundDown(rank / GROWTH)) {
+      const smaller = await attempt(rank);
+      trials.unshift(smaller);
+      if (cost(smaller, nNeurons, sizing) >= cost(best, nNeurons, sizing)) break;
+      best = smaller;
+    }
   }
-  return best.stored.rank;
+  return { rank: best.rank, decay: decayOf(trials) };
+}
+
+const cost = ({ bytes, point }: Pick<Trial, "bytes" | "point">, nNeurons: number, { neuron }: Sizing): number =>
+  ffnBytes(bytes, nNeurons, neuron, point);
+
+/** Share of a layer's neurons that is predicted in vain. */
+const falsePositives = ({ predictedSparsity, trueSparsity, recall }: OperatingPoint): number =>
+  1 - predictedSparsity - (1 - trueSparsity) * recall;
+
+/** What one more unit of rank leaves of the false positives, from two neighbouring trials; what is usual where there is one. */
+function decayOf(trials: readonly Trial[]): number {
+  const [smaller, larger] = trials.slice(-2) as [Trial, Trial | undefined];
+  if (!larger) return USUAL_DECAY;
+  const left = falsePositives(larger.point) / falsePositives(smaller.point);
+  return left > 0 && left < 1 ? left ** (1 / (larger.rank - smaller.rank)) : USUAL_DECAY;
 }
 
 /**
- * Whether growing to `rank` can be expected to pay: false positives, which are what a larger predictor saves, are taken
- * to shrink by the same factor for every unit of rank as they did from `smaller` to `current`. Spares training the
- * largest predictor of a layer only to see it lose.
+ * Whether growing from `current` to `rank` can be expected to pay: false positives, which are what a larger predictor
+ * saves, are taken to shrink by `decay` for every unit of rank. Spares training the largest predictor of a layer only to
+ * see it lose.
  */
-function pays(smaller: SizedPredictor, current: SizedPredictor, rank: number, { recall, neuron }: Sizing): boolean {
-  const falsePositives = ({ stored, curve }: SizedPredictor) => {
-    const { predictedSparsity, trueSparsity, recall: found } = curve.at(recall);
-    return stored.weights.fc2Bias.length * neuron.test * (1 - predictedSparsity - (1 - trueSparsity) * found);
-  };
-  const left = falsePositives(current);
-  const byUnit = (left / falsePositives(smaller)) ** (1 / (current.stored.rank - smaller.stored.rank));
-  const units = rank - current.stored.rank;
-  return left * (1 - byUnit ** units) > (current.stored.bytes / current.stored.rank) * units;
+function pays(current: Trial, decay: number, rank: number, nNeurons: number, { neuron }: Sizing): boolean {
+  const units = rank - current.rank;
+  const saved = nNeurons * neuron.test * falsePositives(current.point) * (1 - decay ** units);
+  return saved > (current.bytes / current.rank) * units;
+}
+
+/** The rank at which no more neurons than allowed should be predicted in vain; undefined when it is reached or cannot be. */
+function largerRank({ rank, point }: Trial, decay: number, highest: number, { maxGap }: Sizing): number | undefined {
+  const gap = point.trueSparsity - point.predictedSparsity;
+  if (gap <= maxGap || rank >= highest) return undefined;
+  const units = Math.log(Math.max(maxGap, 1e-3) / gap) / Math.log(decay);
+  return Math.min(highest, roundUp(rank + Math.max(1, units)));
 }
 
 const roundUp = (rank: number): number => Math.ceil(rank / RANK_STEP) * RANK_STEP;
 const roundDown = (rank: number): number => Math.floor(rank / RANK_STEP) * RANK_STEP;
 
-/** Twice the inputs that the share of active neurons would leave, and no more than there are. */
-function startRank({ dim, nNeurons, contributions, heldout }: LayerSamples): number {
-  let active = 0;
-  for (const row of heldout) {
-    for (let i = row * nNeurons; i < (row + 1) * nNeurons; i++) if (contributions[i]! > 0) active++;
-  }
-  return roundUp(dim * Math.min(1, Math.max(2 * active, 1) / (heldout.length * nNeurons)));
+/** The largest rank that the bytes allow in the smallest type, and no more than the input is wide. */
+function highestRank({ dim, nNeurons }: LayerSamples, { maxBytes, dtypes }: Sizing): number {
+  const bits = Math.min(...dtypes.map((dtype) => ({ f16: 16, q8_0: 8.5, q4_0: 4.5 })[dtype]));
+  const allowed = (maxBytes - 4 * nNeurons) / (((dim + nNeurons) * bits) / 8);
+  return Math.max(RANK_STEP, Math.min(roundDown(allowed), roundUp(dim)));
 }
 
-/** The trained predictor in the type that costs least at the required recall, measured with the weights as stored. */
-async function cheapest(samples: LayerSamples, trainer: PredictorTrainer, sizing: Sizing): Promise<SizedPredictor> {
+/**
+ * Twice the inputs that the share of active neurons would leave, corrected for skew: neurons that fire always or never
+ * need no prediction. The correction is the share of the activity's variance that is within neurons; it is 1 when all
+ * fire equally often.
+ */
+function startRank({ dim, nNeurons, heldout }: LayerSamples): number {
+  const fired = new Float64Array(nNeurons);
+  for (let row = 0; row < heldout.rows; row++) {
+    for (let i = 0; i < nNeurons; i++)
+      if (heldout.contributions[row * nNeurons + i]! > 0) fired[i]! += 1 / heldout.rows;
+  }
+  const mean = fired.reduce((a, b) => a + b, 0) / nNeurons;
+  const within = fired.reduce((sum, f) => sum + f * (1 - f), 0) / nNeurons;
+  const skew = mean > 0 && mean < 1 ? within / (mean * (1 - mean)) : 0;
+  return Math.max(RANK_STEP, roundUp(dim * Math.min(1, 2 * mean * skew)));
+}
+
+/** The trained predictor in the type that is best at the required recall, measured with the weights as stored. */
+async function cheapest(samples: LayerSamples, trainer: PredictorTrainer, sizing: Sizing) {
   const weights = trainer.weights();
-  let best: SizedPredictor | undefined;
+  const candidates = [];
   for (const dtype of sizing.dtypes) {
     const stored = await storePredictor(weights, samples.dim, dtype);
+    if (stored.bytes > sizing.maxBytes && candidates.length + 1 < sizing.dtypes.length) continue;
     trainer.setWeights(stored.weights);
-    const candidate = { stored, curve: await measureCurve(samples, trainer) };
-    if (!best || cost(candidate, sizing) < cost(best, sizing)) best = candidate;
+    const curve = await measureCurve(samples, trainer, samples.heldout);
+    candidates.push({ stored, bytes: stored.bytes, curve, point: curve.at(sizing.recall) });
   }
-  return best!;
-}
-
-/** Rows scored at a time. */
-const SCORE_ROWS = 1024;
-
-/** The recall curve on the held-out rows. */
-export async function measureCurve(samples: LayerSamples, trainer: PredictorTrainer): Promise<RecallCurve> {
-  const curve = new RecallCurve(samples.nNeurons);
-  for (let at = 0; at < samples.heldout.length; at += SCORE_ROWS) {
-    const rows = samples.heldout.subarray(at, at + SCORE_ROWS);
-    curve.add(await trainer.scores(samples.hidden, rows), samples.contributions, rows);
-  }
-  return curve;
-}
-
-function cost({ stored, curve }: SizedPredictor, { recall, neuron }: Sizing): number {
-  return ffnBytes(stored.bytes, stored.weights.fc2Bias.length, neuron, curve.at(recall));
+  const bytes = candidates.map((candidate) => cost(candidate, samples.nNeurons, sizing));
+  return candidates[bytes.indexOf(Math.min(...bytes))]!;
 }
 
 /** Expected bytes that a token reads in a layer's FFN. */

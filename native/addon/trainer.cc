@@ -1,6 +1,7 @@
 // createTrainer(options): PredictorTrainer
 #include <napi.h>
 
+#include <algorithm>
 #include <memory>
 #include <span>
 #include <string>
@@ -27,22 +28,20 @@ TrainerOptions parse_options(const Napi::Object& o) {
   constexpr double kMaxSize = 1 << 20, kMaxInteger = 9007199254740991.0;
   const double seed = number(o, "seed");
   if (!(seed >= 0 && seed <= kMaxInteger)) fail(o.Env(), "seed: expected an integer from 0 to 2^53 - 1");
-  return {integer(o, "dim", 1, kMaxSize),
-          integer(o, "nNeurons", 1, kMaxSize),
-          integer(o, "rank", 1, kMaxSize),
-          static_cast<uint64_t>(seed),
-          share(o, "weightDecay"),
-          share(o, "contributionWeight"),
-          integer(o, "threads", 1, 1024)};
+  return {integer(o, "dim", 1, kMaxSize),  integer(o, "nNeurons", 1, kMaxSize),
+          integer(o, "rank", 1, kMaxSize), static_cast<uint64_t>(seed),
+          share(o, "weightDecay"),         share(o, "contributionWeight"),
+          share(o, "labelShare"),          integer(o, "threads", 1, 1024)};
 }
 
 class Trainer final : public Napi::ObjectWrap<Trainer> {
  public:
   static Napi::Function define(Napi::Env env) {
-    return DefineClass(env, "PredictorTrainer",
-                       {InstanceMethod("epoch", &Trainer::epoch), InstanceMethod("scores", &Trainer::scores),
-                        InstanceMethod("weights", &Trainer::weights),
-                        InstanceMethod("setWeights", &Trainer::set_weights)});
+    return DefineClass(
+        env, "PredictorTrainer",
+        {InstanceMethod("epoch", &Trainer::epoch), InstanceMethod("scores", &Trainer::scores),
+         InstanceMethod("weights", &Trainer::weights), InstanceMethod("setWeights", &Trainer::set_weights),
+         InstanceMethod("state", &Trainer::state), InstanceMethod("setState", &Trainer::set_state)});
   }
 
   explicit Trainer(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Trainer>(info) {
@@ -155,6 +154,37 @@ class Trainer final : public Napi::ObjectWrap<Trainer> {
     const Weights<float> w = trainer_->weights();
     trainer_->set_weights(
         {take("fc1", w.fc1), take("fc1Bias", w.fc1_bias), take("fc2", w.fc2), take("fc2Bias", w.fc2_bias)});
+    return env.Undefined();
+  }
+
+  static constexpr const char* kStateParts[] = {"weights", "mean", "square"};
+
+  Napi::Value state(const Napi::CallbackInfo& info) {
+    Napi::Env env = info.Env();
+    check_idle(env);
+    const train::PredictorTrainer::State state = trainer_->state();
+    Napi::Object out = Napi::Object::New(env);
+    for (size_t i = 0; i < state.values.size(); ++i) {
+      out.Set(kStateParts[i], copy_array(env, state.values[i].data(), state.values[i].size()));
+    }
+    out.Set("steps", static_cast<double>(state.steps));
+    return out;
+  }
+
+  Napi::Value set_state(const Napi::CallbackInfo& info) {
+    Napi::Env env = info.Env();
+    check_idle(env);
+    if (!info[0].IsObject()) fail(env, "expected an object of state");
+    const Napi::Object given = info[0].As<Napi::Object>();
+    const train::PredictorTrainer::State state = trainer_->state();
+    const float* from[3];
+    for (size_t i = 0; i < state.values.size(); ++i) {
+      from[i] = array<float>(given, kStateParts[i], state.values[i].size()).data;
+    }
+    const int steps = integer(given, "steps", 0, 1 << 30);
+    for (size_t i = 0; i < state.values.size(); ++i)
+      std::copy_n(from[i], state.values[i].size(), state.values[i].data());
+    trainer_->set_steps(steps);
     return env.Undefined();
   }
 

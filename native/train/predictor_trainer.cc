@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "base/types.h"
 
@@ -114,16 +115,34 @@ void PredictorTrainer::forward(int rows, float* scores) {
   });
 }
 
+// The contributions of a row's active neurons, 0 for all others.
+const uint8_t* PredictorTrainer::labels(const Samples& samples, std::span<const int32_t> rows, int r) {
+  const size_t neurons = options_.n_neurons;
+  const uint8_t* given = samples.contributions + rows[r] * neurons;
+  if (options_.label_share >= 1) return given;
+  std::array<int64_t, 256> sums = {};
+  for (size_t i = 0; i < neurons; ++i) sums[given[i]] += given[i];
+  const double wanted =
+      options_.label_share * static_cast<double>(std::accumulate(sums.begin(), sums.end(), int64_t{0}));
+  int lowest = 255;
+  for (int64_t held = sums[255]; lowest > 1 && static_cast<double>(held) < wanted; held += sums[lowest]) --lowest;
+  uint8_t* out = &labels_[r * neurons];
+  std::transform(given, given + neurons, out, [&](uint8_t c) { return c >= lowest ? c : uint8_t{0}; });
+  return out;
+}
+
 // Weighted cross-entropy after Deja Vu's predictor trainer: an active neuron weighs 1, an idle one w = mean(label) +
 // 0.005, so that the few active ones are not drowned. On top, a share of the active neurons' weight follows their part
 // of the row's contribution: a miss costs the model in proportion to it. Turns scores into gradients; returns the sum.
 double PredictorTrainer::loss(const Samples& samples, std::span<const int32_t> rows) {
   const int n = static_cast<int>(rows.size()), neurons = options_.n_neurons;
-  const auto labels = [&](int r) { return samples.contributions + static_cast<size_t>(rows[r]) * neurons; };
+  if (options_.label_share < 1) labels_.resize(static_cast<size_t>(n) * neurons);
   active_.resize(n);
   losses_.resize(n);
+  std::vector<const uint8_t*> labels(n);
   pool_.parallel_for(n, [&](int r) {
-    active_[r] = neurons - static_cast<int>(std::count(labels(r), labels(r) + neurons, uint8_t{0}));
+    labels[r] = this->labels(samples, rows, r);
+    active_[r] = neurons - static_cast<int>(std::count(labels[r], labels[r] + neurons, uint8_t{0}));
   });
   double active = 0;
   for (int r = 0; r < n; ++r) active += active_[r];
@@ -131,10 +150,10 @@ double PredictorTrainer::loss(const Samples& samples, std::span<const int32_t> r
   const float share = options_.contribution_weight;
   pool_.parallel_for(n, [&](int r) {
     int64_t total = 0;
-    for (int i = 0; i < neurons; ++i) total += labels(r)[i];
+    for (int i = 0; i < neurons; ++i) total += labels[r][i];
     // Divided by the row's mean contribution, so that a row's active neurons weigh 1 on average whatever the share.
     const float by_contribution = total ? share * static_cast<float>(active_[r]) / static_cast<float>(total) : 0.0f;
-    losses_[r] = math().loss({scores_.data() + static_cast<size_t>(r) * neurons, labels(r), neurons, idle, 1.0f - share,
+    losses_[r] = math().loss({scores_.data() + static_cast<size_t>(r) * neurons, labels[r], neurons, idle, 1.0f - share,
                               by_contribution, 1.0f / static_cast<float>(n)});
   });
   double total = 0;

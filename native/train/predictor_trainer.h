@@ -1,6 +1,7 @@
 // Trains one layer's activation predictor: score = fc2 · relu(fc1 · x + b1) + b2, by AdamW on weighted cross-entropy.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -17,6 +18,9 @@ struct TrainerOptions {
   float weight_decay;
   // Share of an active neuron's weight in the loss that follows its contribution, in [0, 1].
   float contribution_weight;
+  // A row's strongest neurons that hold this share of its contribution are its active ones, in (0, 1]; 1: all that
+  // fire.
+  float label_share;
   int threads;
 };
 
@@ -51,11 +55,20 @@ class PredictorTrainer {
   // Starts AdamW afresh: its moments belong to the old weights.
   void set_weights(const Weights<const float>& weights);
 
+  // Everything that further training depends on: parameters, then AdamW's two moments, and the updates made.
+  struct State {
+    std::array<std::span<float>, 3> values;
+    int64_t steps;
+  };
+  State state() { return {{weights_, mean_, square_}, steps_}; }
+  void set_steps(int64_t steps) { steps_ = steps; }
+
  private:
   Weights<float> view(std::vector<float>& flat) const;
   void load_rows(const uint16_t* hidden, std::span<const int32_t> rows);
   void forward(int rows, float* scores);
   double loss(const Samples& samples, std::span<const int32_t> rows);
+  const uint8_t* labels(const Samples& samples, std::span<const int32_t> rows, int r);
   void backward(int rows);
   void update(float learning_rate);
   void column_sums(const float* matrix, int rows, int cols, float* out);
@@ -69,6 +82,7 @@ class PredictorTrainer {
   // Of one batch: inputs [rows, dim], hidden units and their gradient [rows, rank], scores (then their gradients)
   // [rows, n_neurons].
   std::vector<float> input_, units_, unit_gradient_, scores_;
+  std::vector<uint8_t> labels_;
   std::vector<int> active_;
   std::vector<double> losses_;
 };

@@ -27,7 +27,7 @@ beforeAll(async () => {
     await piJson(["convert", at(source), "-o", at(work), "--dtype", "f32"]);
     await piJson(["profile", at(work), "--corpus", at("corpus.txt")]);
   }
-  await piJson(["train-predictor", at("work"), "--recall", "0.9", "--max-perplexity-ratio", "1.1", "--epochs", "2"]);
+  await piJson(["train-predictor", at("work"), "--recall", "0.99", "--max-perplexity-ratio", "1.1", "--epochs", "2"]);
   await piJson(["place", at("work"), "--vram", "0", "-o", at("x.pi")]);
 });
 afterAll(() => rm(dir, { recursive: true }));

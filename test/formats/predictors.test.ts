@@ -38,6 +38,19 @@ test("what was written is read back", () => {
   expect(parsePredictors(predictorsMetadata(example), "p", 1)).toEqual(example);
 });
 
+test("a curve and a report on other text are read back; both may be absent", () => {
+  const curve = [
+    { weightedRecall: 0.9, predictedSparsity: 0.85, threshold: 0.5 },
+    { weightedRecall: 0.99, predictedSparsity: 0.8, threshold: -1 },
+  ];
+  const full: PredictorsMetadata = {
+    ...example,
+    metrics: [{ ...example.metrics[0]!, curve }],
+    quality: { ...example.quality, crossCorpus: { ...example.quality, meanKl: 0.002 } },
+  };
+  expect(parsePredictors(predictorsMetadata(full), "p", 1)).toEqual(full);
+});
+
 describe("refused with file, expected and actual", () => {
   const metadata = predictorsMetadata(example);
   const without = (key: string) => ({ ...example.metrics[0], [key]: undefined });
@@ -50,6 +63,21 @@ describe("refused with file, expected and actual", () => {
       "no threshold",
       { "pi.predictors": JSON.stringify([without("threshold")]) },
       "layers[0].threshold: expected a number",
+    ],
+    [
+      "a curve that is no list",
+      { "pi.predictors": JSON.stringify([{ ...example.metrics[0], curve: "steep" }]) },
+      'layers[0].curve: expected a list of at most 1024, got "steep"',
+    ],
+    [
+      "a curve with a hole",
+      { "pi.predictors": JSON.stringify([{ ...example.metrics[0], curve: [{ weightedRecall: 1 }] }]) },
+      "layers[0].curve[0].predictedSparsity: expected a number",
+    ],
+    [
+      "another text without a corpus",
+      { "pi.quality": JSON.stringify({ ...example.quality, crossCorpus: {} }) },
+      "pi.quality: crossCorpus.corpus: expected an object",
     ],
     ["no quality", { "pi.quality": "" }, "p: pi.quality: not JSON"],
     ["a recall above 1", { "pi.quality": metadata["pi.quality"]!.replace("0.995", "1.5") }, "weightedRecall: expected"],

@@ -4,7 +4,14 @@ import { fromHalf } from "./half.ts";
 import { planted } from "./planted.ts";
 
 const SIZES = { dim: 24, nNeurons: 70, rank: 32 };
-const OPTIONS: TrainerOptions = { ...SIZES, seed: 7, weightDecay: 0.01, contributionWeight: 0.5, threads: 1 };
+const OPTIONS: TrainerOptions = {
+  ...SIZES,
+  seed: 7,
+  weightDecay: 0.01,
+  contributionWeight: 0.5,
+  labelShare: 1,
+  threads: 1,
+};
 
 const data = planted({ dim: SIZES.dim, nNeurons: SIZES.nNeurons, rank: 6, rows: 90, seed: 3 });
 const order = Int32Array.from({ length: 75 }, (_, i) => (i * 37) % 90);
@@ -15,6 +22,15 @@ interface Parameter {
   gradient: number[];
   mean: number[];
   square: number[];
+}
+
+/** The contribution from which on a row's neurons are labelled active: those that reach it hold `share` of all. */
+function lowestLabel(row: number[], share: number): number {
+  const total = row.reduce((a, b) => a + b, 0);
+  const held = (from: number) => row.reduce((sum, c) => sum + (c >= from ? c : 0), 0);
+  let lowest = 255;
+  while (lowest > 1 && held(lowest) < share * total) lowest--;
+  return lowest;
 }
 
 /** The naive twin of the native trainer, in f64. */
@@ -53,7 +69,8 @@ class SlowTrainer {
     const { dim, rank, nNeurons, contributionWeight: share } = this.options;
     const { fc1, fc1Bias, fc2, fc2Bias } = this.parameters;
     for (const p of Object.values(this.parameters)) p.gradient.fill(0);
-    const labels = rows.map((r) => Array.from(data.contributions.subarray(r * nNeurons, (r + 1) * nNeurons)));
+    const given = rows.map((r) => Array.from(data.contributions.subarray(r * nNeurons, (r + 1) * nNeurons)));
+    const labels = given.map((row) => row.map((c) => (c >= lowestLabel(row, this.options.labelShare) ? c : 0)));
     const idle = labels.flat().filter((c) => c > 0).length / (rows.length * nNeurons) + 0.005;
     let loss = 0;
     rows.forEach((r, n) => {
@@ -126,8 +143,14 @@ describe("against the naive twin", () => {
     });
   });
 
-  test.each([0, 0.5, 1])("loss and weights follow it update by update, contribution weight %d", async (share) => {
-    const options = { ...OPTIONS, contributionWeight: share };
+  test.each([
+    [0, 1],
+    [0.5, 1],
+    [1, 1],
+    [0.5, 0.9],
+    [0.5, 0.5],
+  ])("loss and weights follow it update by update, contribution weight %d, label share %d", async (weight, share) => {
+    const options = { ...OPTIONS, contributionWeight: weight, labelShare: share };
     const fast = trainer(options);
     const slow = new SlowTrainer(options, fast.weights());
     for (let i = 0; i < 3; i++) {
@@ -189,11 +212,24 @@ test("setWeights takes effect and starts the optimiser afresh", async () => {
   expect(a.weights()).toEqual(after);
 });
 
+test("a trainer that takes over another's state goes on as that one would", async () => {
+  const a = trainer();
+  await epoch(a);
+  const state = a.state();
+  expect(state.steps).toBe(4);
+  const b = trainer({ seed: 99 });
+  b.setState(state);
+  expect(await epoch(b)).toBe(await epoch(a));
+  expect(b.state()).toEqual(a.state());
+  expect(b.state().weights).not.toEqual(state.weights);
+});
+
 describe("wrong arguments", () => {
   const { hidden, contributions } = data;
   test.each([
     ["dim", { dim: 0 }, "dim: expected an integer from 1"],
     ["nNeurons", { nNeurons: -1 }, "nNeurons: expected an integer"],
+    ["labelShare", { labelShare: -1 }, "labelShare: expected a number from 0"],
     ["contributionWeight", { contributionWeight: 2 }, "contributionWeight: expected a number from 0"],
     ["seed", { seed: Number.NaN }, "seed: expected an integer"],
   ])("option %s", (_, options, message) => {
@@ -211,6 +247,7 @@ describe("wrong arguments", () => {
     ["a negative index", (t) => t.scores(hidden, Int32Array.of(-1)), "below 90, got -1"],
     ["no batch", (t) => t.epoch(hidden, contributions, order, 0, 0.1), "batch of 1 to"],
     ["another array type", (t) => t.scores(new Float32Array(24) as never, order), "hidden: expected a typed array"],
+    ["a short state", (t) => t.setState({ ...t.state(), mean: new Float32Array(1) }), "mean: expected"],
     ["short weights", (t) => t.setWeights({ ...t.weights(), fc2: new Float32Array(3) }), "fc2: expected 2240"],
   ] satisfies [string, (t: PredictorTrainer) => unknown, string][])("%s", (_, call, message) => {
     expect(() => call(trainer())).toThrow(message);

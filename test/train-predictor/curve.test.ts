@@ -33,12 +33,9 @@ const layer = fc.array(fc.tuple(row(score), row(contribution)), { minLength: 1, 
 
 function curveOf(rows: [number[], number[]][]): RecallCurve {
   const curve = new RecallCurve(N);
-  const contributions = Uint8Array.from(rows.flatMap(([, c]) => c));
-  // In two batches, the samples named in reverse.
   const half = Math.ceil(rows.length / 2);
-  const samples = Int32Array.from(rows, (_, i) => i).toReversed();
-  for (const batch of [samples.subarray(0, half), samples.subarray(half)]) {
-    curve.add(Float32Array.from(Array.from(batch).flatMap((i) => rows[i]![0])), contributions, batch);
+  for (const batch of [rows.slice(0, half), rows.slice(half)]) {
+    curve.add(Float32Array.from(batch.flatMap(([s]) => s)), Uint8Array.from(batch.flatMap(([, c]) => c)));
   }
   return curve;
 }
@@ -83,4 +80,14 @@ test("rows without an active neuron need nothing", () => {
   ]).at(1);
   expect(point).toMatchObject({ recall: 1, weightedRecall: 1, precision: 1, trueSparsity: 1, predictedSparsity: 1 });
   expect(Number.isFinite(Math.fround(point.threshold))).toBe(true);
+});
+
+test("many points at once are those asked for one by one", () => {
+  fc.assert(
+    fc.property(layer, fc.array(fc.double({ min: 0, max: 1, noNaN: true })), (rows, recalls) => {
+      const curve = curveOf(rows);
+      const ascending = recalls.toSorted((a, b) => a - b);
+      expect(curve.points(ascending)).toEqual(ascending.map((recall) => curve.at(recall)));
+    }),
+  );
 });

@@ -1,10 +1,10 @@
 import { expect, test } from "vitest";
 import { silentContext } from "../../io/progress.ts";
-import { native } from "../../native/index.ts";
-import type { LayerSamples } from "../../train-predictor/samples.ts";
-import { sizeLayer } from "../../train-predictor/size-layer.ts";
+import { native, type TrainerState } from "../../native/index.ts";
+import { samplesInMemory, type LayerSamples } from "../../train-predictor/samples.ts";
+import { sizeLayer, type SizedPredictor, type Sizing } from "../../train-predictor/size-layer.ts";
 import { neuronBytes, storePredictor } from "../../train-predictor/store.ts";
-import { train } from "../../train-predictor/train.ts";
+import { HYPERPARAMETERS, train, type TrainingState } from "../../train-predictor/train.ts";
 import { planted } from "../native/planted.ts";
 
 const DIM = 48;
@@ -13,22 +13,28 @@ const ROWS = 1600;
 
 function samples(rank: number): LayerSamples {
   const data = planted({ dim: DIM, nNeurons: NEURONS, rank, rows: ROWS, seed: 5 });
-  const index = Int32Array.from({ length: ROWS }, (_, i) => i);
-  return { ...data, train: index.subarray(200), heldout: index.subarray(0, 200) };
+  return samplesInMemory(data, data, 200);
 }
 
-const SIZING = {
+const SIZING: Sizing = {
   recall: 0.99,
-  dtypes: ["f16", "q8_0"] as const,
+  maxGap: 1,
+  maxBytes: 1e9,
+  hyperparameters: HYPERPARAMETERS,
+  dtypes: ["f16", "q8_0"],
   epochs: 30,
   seed: 1,
   threads: 2,
   neuron: neuronBytes(4096, { gate: "f16", up: "f16", down: "f16" }),
 };
 
+/** What a predictor gives at a recall of at least 0.99. */
+const at99 = ({ points }: SizedPredictor) => points.find(({ weightedRecall }) => weightedRecall >= 0.99 - 1e-8)!;
+
 test("a planted gate is found: most of the idle neurons are known at 99 % recall", async () => {
-  const { stored, curve } = await sizeLayer(samples(4), SIZING, "layer", silentContext);
-  const point = curve.at(0.99);
+  const sized = await sizeLayer(samples(4), SIZING, "layer", silentContext);
+  const { stored } = sized;
+  const point = at99(sized);
   expect(point.weightedRecall).toBeGreaterThanOrEqual(0.99 - 1e-8);
   expect(1 - point.predictedSparsity).toBeLessThan(2 * (1 - point.trueSparsity));
   expect(stored.rank % 32).toBe(0);
@@ -40,13 +46,57 @@ test("a predictor is as large as saves bytes: small when neurons cost nothing", 
   const cheap = await sizeLayer(data, { ...SIZING, neuron: { test: 1, rest: 1 } }, "layer", silentContext);
   expect(cheap.stored.rank).toBe(32);
   expect(dear.stored.rank).toBeGreaterThan(32);
-  expect(dear.curve.at(0.99).predictedSparsity).toBeGreaterThan(cheap.curve.at(0.99).predictedSparsity);
+  expect(at99(dear).predictedSparsity).toBeGreaterThan(at99(cheap).predictedSparsity);
+});
+
+test("a predictor grows past what saves bytes while it predicts too many, and never past its limit", async () => {
+  const data = samples(24);
+  const free = { ...SIZING, neuron: { test: 1, rest: 1 }, dtypes: ["q8_0"] as const };
+  const cheap = await sizeLayer(data, free, "layer", silentContext);
+  const gap = at99(cheap).trueSparsity - at99(cheap).predictedSparsity;
+  const grown = await sizeLayer(data, { ...free, maxGap: gap / 2 }, "layer", silentContext);
+  expect(grown.stored.rank).toBeGreaterThan(cheap.stored.rank);
+  const limited = await sizeLayer(data, { ...free, maxGap: 0, maxBytes: cheap.stored.bytes }, "layer", silentContext);
+  expect(limited.stored.bytes).toBeLessThanOrEqual(cheap.stored.bytes);
+});
+
+test("points ascend to one that misses nothing", async () => {
+  const { points } = await sizeLayer(samples(4), { ...SIZING, epochs: 2 }, "layer", silentContext);
+  expect(points.at(-1)!.weightedRecall).toBeCloseTo(1, 8);
+  for (const [i, point] of points.slice(1).entries()) {
+    expect(point.weightedRecall).toBeGreaterThanOrEqual(points[i]!.weightedRecall);
+    expect(point.predictedSparsity).toBeLessThanOrEqual(points[i]!.predictedSparsity);
+  }
+});
+
+test("training that was interrupted after a pass ends with the same bits", async () => {
+  const data = samples(4);
+  const training = { rank: 32, epochs: 4, seed: 1, threads: 1 };
+  const about = { label: "layer", recall: 0.9 };
+  const whole = await train(data, training, about, silentContext);
+  let kept: { epoch: number; state: TrainerState } | undefined;
+  const keeping: TrainingState = {
+    load: () => Promise.resolve(kept),
+    save: (epoch, state) => {
+      kept = { epoch, state: state() };
+      return epoch === 2 ? Promise.reject(new Error("unplugged")) : Promise.resolve();
+    },
+  };
+  await expect(train(data, training, about, silentContext, keeping)).rejects.toThrow("unplugged");
+  expect(kept!.epoch).toBe(2);
+  const rest = await train(data, training, about, silentContext, { ...keeping, save: () => Promise.resolve() });
+  expect(rest.state()).toEqual(whole.state());
 });
 
 test("training can be stopped", async () => {
   const controller = new AbortController();
   const context = { ...silentContext, signal: controller.signal, progress: () => controller.abort() };
-  const call = train(samples(4), { rank: 32, epochs: 5, seed: 1, threads: 1 }, "layer", context);
+  const call = train(
+    samples(4),
+    { rank: 32, epochs: 5, seed: 1, threads: 1 },
+    { label: "layer", recall: 0.9 },
+    context,
+  );
   await expect(call).rejects.toThrow(expect.objectContaining({ name: "AbortError" }));
 });
 
@@ -58,6 +108,7 @@ test("what is stored is what is computed with, and its size is known", async () 
     seed: 1,
     weightDecay: 0,
     contributionWeight: 0,
+    labelShare: 1,
     threads: 1,
   });
   const weights = trainer.weights();

@@ -1,6 +1,7 @@
 import { type Command, Option } from "commander";
 import { availableParallelism } from "node:os";
 import { readArtifact } from "../model/artifact.ts";
+import { defaultKvType } from "../model/kv-type.ts";
 import { firstToken, measureSpeed, speedTokens, type Measured, type Speed } from "../model/measure.ts";
 import { checkMode, sparseModes } from "../model/modes.ts";
 import { openModel, type OpenModel } from "../model/open.ts";
@@ -126,13 +127,10 @@ async function probeFor({ file }: OpenModel, threads: number, kvType: KvType | u
   if (types.has("q8_0")) types.add("q4_0");
   const usual = await measurement(bytes);
   const cacheBytes = usual.cacheBytes !== null && bytes <= 2 * usual.cacheBytes ? usual.cacheBytes : null;
-  const kvTypes = [kvTypeOf(file, kvType)];
+  const kvTypes = [kvType ?? defaultKvType(file.dtype)];
   const what = { ...usual, cacheBytes, threads, seconds: LOOP_SECONDS, types: [...types], kvTypes };
   return { machines, probe: async () => void machines.push(await measureCpu(what)) };
 }
-
-const kvTypeOf = ({ dtype }: OpenModel["file"], given: KvType | undefined): KvType =>
-  given ?? (dtype === "f32" ? "f32" : "f16");
 
 function withForecasts(
   { file }: OpenModel,
@@ -143,7 +141,12 @@ function withForecasts(
   const artifact = file.format === "artifact" ? readArtifact(file) : null;
   return speeds.map((speed) => {
     const { mode, context, batch, decodeTokensPerSecond } = speed;
-    const options = { mode, contextTokens, attended: context + (tokens + 1) / 2, kvType: kvTypeOf(file, kvType) };
+    const options = {
+      mode,
+      contextTokens,
+      attended: context + (tokens + 1) / 2,
+      kvType: kvType ?? defaultKvType(file.dtype),
+    };
     const seconds = machines.flatMap((cpu) => {
       if (!artifact || batch > 1) return [];
       const { activity, predictors } = artifact;

@@ -4,5 +4,5 @@ import { KV_TYPES } from "../native/index.ts";
 export const kvTypeOption = (): Option =>
   new Option(
     "--kv-type <TYPE>",
-    "how keys and values are kept; q8 takes half of what f16 does (default: f16, for f32 weights f32)",
+    "how keys and values are kept (default: about as finely as the weights: f32, f16, or q8 for block types)",
   ).choices(KV_TYPES);

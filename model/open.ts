@@ -7,6 +7,7 @@ import { checkSameInput, parseProvenance } from "../formats/provenance.ts";
 import { readSafetensors } from "../io/safetensors-file.ts";
 import { KV_BLOCK, native, type Engine, type FfnMode, type KvType, type TensorRef } from "../native/index.ts";
 import { isSparse, type ModelConfig } from "./config.ts";
+import { defaultKvType } from "./kv-type.ts";
 import { readModelFile, storedTensors, verifyTensors, type ModelFile, type StoredTensor } from "./model-file.ts";
 
 export interface OpenModelOptions {
@@ -14,7 +15,7 @@ export interface OpenModelOptions {
   threads?: number;
   /** KV cache capacity in tokens, all sequences together; default: the checkpoint's longest context. */
   contextTokens?: number;
-  /** Default: f32 for f32 weights, else f16. */
+  /** Default: about as finely as the weights, {@link defaultKvType}. */
   kvType?: KvType;
   /** `predictors.safetensors` to use with a converted model; an artifact carries its own. */
   predictors?: string;
@@ -67,7 +68,7 @@ export async function openModelFile(file: ModelFile, options: OpenModelOptions =
     thresholds,
     threads: options.threads ?? availableParallelism(),
     kvBlocks,
-    kvType: options.kvType ?? (file.dtype === "f32" ? "f32" : "f16"),
+    kvType: options.kvType ?? defaultKvType(file.dtype),
   });
   const hasPredictors = thresholds.length > 0;
   return {

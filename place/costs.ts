@@ -3,6 +3,7 @@ import type { WeightDType } from "../formats/dtypes.ts";
 import { check } from "../formats/errors.ts";
 import type { PredictorMetrics } from "../formats/predictors.ts";
 import { isSparse, type ModelConfig } from "../model/config.ts";
+import { defaultKvType, kvPositionBytes } from "../model/kv-type.ts";
 import type { ModelFile, StoredTensor } from "../model/model-file.ts";
 import { layerTensor } from "../model/tensors.ts";
 import { KV_BLOCK, type FfnMode, type KvType } from "../native/index.ts";
@@ -85,11 +86,11 @@ export function modelCosts(
 ): ModelCosts {
   const { config, tensors } = model;
   const mode = options.mode ?? (predictors ? "predictor" : isSparse(config.activation) ? "exact" : "dense");
-  const kvType = options.kvType ?? (model.dtype === "f32" ? "f32" : "f16");
+  const kvType = options.kvType ?? defaultKvType(model.dtype);
   const context = Math.ceil(options.contextTokens / KV_BLOCK) * KV_BLOCK;
   const { nKvHeads, headDim } = config;
   const attended = options.attended ?? context / 2;
-  const kvToken = kvTokenBytes(kvType, nKvHeads, headDim);
+  const kvToken = kvPositionBytes(kvType, config);
   const layers = activity.map((of, layer) => {
     const predictor = mode === "predictor" ? predictors![layer]! : undefined;
     const kv = { kv: context * kvToken, kvRead: attended * kvToken };
@@ -167,12 +168,6 @@ function falsePositiveRate({ recall, trueSparsity, predictedSparsity }: Predicto
 /** All rows of a tensor, or some. */
 function matrixOf({ dtype, bytes, shape }: StoredTensor, rows = shape[0]!): Matrix {
   return { type: dtype as WeightDType, rows, bytes: bytes / shape[0]! };
-}
-
-/** Bytes of the keys and values of one token in one layer. */
-function kvTokenBytes(type: KvType, heads: number, headDim: number): number {
-  if (type === "q8") return 2 * heads * (headDim + 4);
-  return 2 * heads * headDim * (type === "f32" ? 4 : 2);
 }
 
 /** Neurons by activation frequency, ties by index. */

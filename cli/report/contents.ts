@@ -1,4 +1,5 @@
 import type { Activity } from "../../formats/activity.ts";
+import type { WeightDType } from "../../formats/dtypes.ts";
 import type { Placement } from "../../formats/placement.ts";
 import type { PredictorMetrics, QualityReport } from "../../formats/predictors.ts";
 import type { ModelConfig } from "../../model/config.ts";
@@ -21,7 +22,7 @@ export interface Contents {
 /** What pictures need to know of `model.safetensors` or of an artifact's weights. */
 export interface Weights {
   config: ModelConfig;
-  dtype: string;
+  dtype: WeightDType;
   tensors: ReadonlyMap<string, Pick<StoredTensor, "dtype" | "shape" | "bytes">>;
 }
 

@@ -1,6 +1,7 @@
 import { rowBytes, type DType } from "../../formats/dtypes.ts";
 import type { PredictorMetrics } from "../../formats/predictors.ts";
 import { isSparse } from "../../model/config.ts";
+import { defaultKvType, kvPositionBytes } from "../../model/kv-type.ts";
 import type { FfnMode } from "../../native/index.ts";
 import { ffnBytes } from "../../train-predictor/size-layer.ts";
 import type { NeuronBytes } from "../../train-predictor/store.ts";
@@ -91,9 +92,9 @@ function activeShares({ activity, predictors }: Contents): number[] | undefined 
   return predictors?.map(({ trueSparsity }) => 1 - trueSparsity);
 }
 
-/** Keys and values of all layers for `tokens` tokens; the cache is f32 for f32 weights, else f16. */
+/** Keys and values of all layers for `tokens` tokens, kept as they are unless told otherwise. */
 function kvBytes({ config, dtype }: Weights, tokens: number): number {
-  return 2 * config.nLayers * config.nKvHeads * config.headDim * (dtype === "f32" ? 4 : 2) * tokens;
+  return config.nLayers * kvPositionBytes(defaultKvType(dtype), config) * tokens;
 }
 
 /** One token of this many gets exact logits from a q8_0 head in predictor mode (native/engine/head.h). */

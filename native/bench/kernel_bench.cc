@@ -74,11 +74,11 @@ struct Bench {
       k.pack_tokens({x.data(), size_t(inner), tile, inner, !transposed && block_size(type) > 1, &packed[t / tile * tile_bytes]});
     }
     Buffer<float> out(size_t(kTokens) * outer);
-    Buffer<uint8_t> panels(size_t(outer) / kernels::kGemmPanel * k.panel_bytes);
+    Buffer<uint8_t> panels(size_t(outer + kernels::kGemmPanel - 1) / kernels::kGemmPanel * k.panel_bytes);
     const double seconds = best([&] {
       for (int i = 0; transposed && block_size(type) > 1 && i < inner; i += 32) k.pack_columns({matrix(), i, i + 32, inner, panels.data()});
       for (int row = 0; row < outer; row += kernels::kGemmPanel) {
-        k.gemm({matrix(), transposed, kRows, row, row + kernels::kGemmPanel, packed.data(), tile_bytes, kTokens, panels.data(), &out[size_t(row) * tile],
+        k.gemm({matrix(), transposed, kRows, row, std::min(row + kernels::kGemmPanel, outer), packed.data(), tile_bytes, kTokens, panels.data(), &out[size_t(row) * tile],
                 size_t(outer) * tile});
       }
     });

@@ -367,6 +367,20 @@ std::string check_norms(const Table& k) {
   return "";
 }
 
+// The highest value at every place of arrays around the widths of vectors.
+std::string check_highest(const Table& k) {
+  for (const int n : {1, 3, 15, 16, 17, 64, 65, 131}) {
+    for (int place = 0; place < n; ++place) {
+      std::vector<float> x = random_vector(n, 23, 1.0f);
+      x[place] = 7.5f;
+      if (const float got = k.highest(x.data(), n); got != 7.5f) return at("highest", place, 7.5, got);
+    }
+    const std::vector<float> negative(n, -3.0f);
+    if (k.highest(negative.data(), n) != -3.0f) return at("negative", n, -3, k.highest(negative.data(), n));
+  }
+  return "";
+}
+
 std::string check_sum_exp(const Table& k) {
   const std::vector<float> x = random_vector(5003, 18, 5.0f);
   const float high = *std::max_element(x.begin(), x.end());
@@ -430,6 +444,7 @@ const bool registered = [] {
       Check(isa + "activation " + std::to_string(static_cast<int>(f)), [k, f = f, twin = twin] { return check_activation(*k, f, twin); });
     }
     Check(isa + "norms", [=] { return check_norms(*k); });
+    Check(isa + "highest", [=] { return check_highest(*k); });
     Check(isa + "sum of exponentials", [=] { return check_sum_exp(*k); });
     Check(isa + "f16 rounding", [=] { return check_f16(*k); });
   }

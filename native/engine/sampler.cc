@@ -91,6 +91,12 @@ void report_top(const float* logits, int vocab, double normaliser, int n, Chosen
   }
 }
 
+// The lowest of the tokens with the highest logit; the last one where logits are not numbers.
+int32_t most_likely(const float* logits, int vocab) {
+  const float* const found = std::find(logits, logits + vocab - 1, kernels::active().highest(logits, vocab));
+  return static_cast<int32_t>(found - logits);
+}
+
 int32_t pick(const float* logits, int vocab, const Choice& c, int position) {
   const bool penalties = c.repetition_penalty != 1 || c.presence_penalty != 0 || c.frequency_penalty != 0;
   std::vector<float> changed;
@@ -102,7 +108,7 @@ int32_t pick(const float* logits, int vocab, const Choice& c, int position) {
     if (penalties) penalise(changed, c);
     logits = changed.data();
   }
-  if (c.temperature <= 0) return static_cast<int32_t>(std::max_element(logits, logits + vocab) - logits);
+  if (c.temperature <= 0) return most_likely(logits, vocab);
   std::vector<Candidate> candidates(vocab);
   for (int i = 0; i < vocab; ++i) candidates[i] = {i, logits[i]};
   return sample(candidates, c, position);
@@ -113,7 +119,7 @@ int32_t pick(const float* logits, int vocab, const Choice& c, int position) {
 Chosen choose(const float* logits, int vocab, const Choice& choice, int position) {
   Chosen out;
   out.token = choice.target >= 0 ? choice.target : pick(logits, vocab, choice, position);
-  const float high = *std::max_element(logits, logits + vocab);
+  const float high = kernels::active().highest(logits, vocab);
   const double normaliser = high + std::log(kernels::active().sum_exp(logits, high, vocab));
   out.logprob = static_cast<float>(logits[out.token] - normaliser);
   if (choice.top_logprobs > 0) report_top(logits, vocab, normaliser, choice.top_logprobs, out);

@@ -95,6 +95,18 @@ void multiply_to(const float* x, float* y, int n) {
   for (int i = 0; i < n; ++i) y[i] *= x[i];
 }
 
+float highest_of(const float* x, int n) {
+  V high[kChains];  // one alone would wait for its comparisons
+  for (V& h : high) h = set1(x[0]);
+  int i = 0;
+  for (; i + kChains * kLanes <= n; i += kChains * kLanes) {
+    for (int k = 0; k < kChains; ++k) high[k] = max(high[k], load(x + i + k * kLanes));
+  }
+  float best = highest(max(max(high[0], high[1]), max(high[2], high[3])));
+  for (; i < n; ++i) best = x[i] > best ? x[i] : best;
+  return best;
+}
+
 double sum_exp(const float* x, float shift, int n) {
   constexpr int kChunk = 1024;  // short f32 sums, collected in f64
   double total = 0;

@@ -19,7 +19,7 @@ namespace {
 
 const Table kTable = {kName,    kLanes,      kTileTokens, kIntBlockBytes, sizeof(IntPanel), dot_rows, axpy_rows,
                       quantize, pack_tokens, pack_rows,   pack_columns,   gemm,             attention, store_kv,
-                      dequantize_row, rms_norm, layer_norm, rope, activate, add_to, multiply_to, sum_exp, to_f16};
+                      dequantize_row, rms_norm, layer_norm, rope, activate, add_to, multiply_to, highest_of, sum_exp, to_f16};
 
 }  // namespace
 }  // namespace pi::kernels::PI_ISA

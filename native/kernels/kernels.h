@@ -167,6 +167,8 @@ struct Table {
   void (*add)(const float* x, float* y, int n);
   // y[i] *= x[i]
   void (*multiply)(const float* x, float* y, int n);
+  // The highest of x[i], n > 0.
+  float (*highest)(const float* x, int n);
   // Sum over i of e^(x[i] - shift), shift >= max x.
   double (*sum_exp)(const float* x, float shift, int n);
   void (*to_f16)(const float* x, uint16_t* y, int n);

@@ -220,7 +220,7 @@ describe("bytes per token", () => {
     near(dense!.parts["predictor"], 0);
     near(dense!.parts["attention"], bytesOf(/^layers\.\d+\.(attn|attn_norm|ffn_norm)\./));
     near(dense!.parts["head"], bytesOf(/^(embed|norm)\.weight$/));
-    near(dense!.parts["kv"], 2 * config.nLayers * config.nKvHeads * config.headDim * 2 * 500);
+    near(dense!.parts["kv"], 2 * config.nLayers * config.nKvHeads * (config.headDim + 4) * 500);
     const firing = sum(counts.flat()) / (counts.flat().length * TOKENS);
     near(exact!.parts["ffn"], ffn * (1 / 3 + (2 / 3) * firing));
     near(exact!.parts["attention"], dense!.parts["attention"]!);

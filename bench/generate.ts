@@ -6,6 +6,7 @@
 import { Command, Option } from "commander";
 import { parseInteger, parseNumber } from "../cli/sizes.ts";
 import { stageContext } from "../cli/output.ts";
+import { readModelFile } from "../model/model-file.ts";
 import { PREDICTOR_DTYPES, type PredictorDType } from "../train-predictor/store.ts";
 import { writePlantedPredictors } from "./synthetic-predictors.ts";
 import { SHAPES, writeCheckpoint, type SyntheticShape } from "./synthetic.ts";
@@ -43,7 +44,11 @@ program
 program
   .command("predictors")
   .argument("<DIR>", "converted model")
-  .addOption(new Option("--dtype <TYPE>", "of the matrices").choices(PREDICTOR_DTYPES).default("q8_0"))
+  .addOption(
+    new Option("--dtype <TYPE>", "of the matrices (default: q4_0 for weights in q4_0, else q8_0)").choices(
+      PREDICTOR_DTYPES,
+    ),
+  )
   .action(predictors);
 
 async function checkpoint(folder: string, options: CheckpointOptions): Promise<void> {
@@ -70,7 +75,8 @@ async function checkpoint(folder: string, options: CheckpointOptions): Promise<v
   );
 }
 
-async function predictors(dir: string, { dtype }: { dtype: PredictorDType }): Promise<void> {
+async function predictors(dir: string, options: { dtype?: PredictorDType }): Promise<void> {
+  const dtype = options.dtype ?? ((await readModelFile(dir)).dtype === "q4_0" ? "q4_0" : "q8_0");
   const context = stageContext();
   try {
     const { path, metrics, quality } = await writePlantedPredictors(dir, dtype, context);

@@ -1,5 +1,12 @@
 import { type Command, Option } from "commander";
-import type { QualityReport } from "../formats/predictors.ts";
+import {
+  hasRank,
+  PREDICTOR_KINDS,
+  type ConsideredPredictor,
+  type PredictorKind,
+  type PredictorMetrics,
+  type QualityReport,
+} from "../formats/predictors.ts";
 import type { StageContext } from "../io/progress.ts";
 import { readModelFile } from "../model/model-file.ts";
 import {
@@ -27,7 +34,12 @@ export function define(command: Command): void {
   command.argument("<DIR>", "directory of a profiled model");
   addTargets(command);
   command
-    .addOption(new Option("--dtype <TYPE>", "of the matrices").choices(["auto", ...PREDICTOR_DTYPES]).default("auto"))
+    .addOption(new Option("--kind <KIND>", "of the predictors").choices(["auto", ...PREDICTOR_KINDS]).default("auto"))
+    .addOption(
+      new Option("--dtype <TYPE>", "of the matrices of an mlp or svd")
+        .choices(["auto", ...PREDICTOR_DTYPES])
+        .default("auto"),
+    )
     .option("--samples <N>", "sampled rows of a layer to use, about", parseInteger(16), 32768)
     .option("--epochs <N>", "passes over them (default: until 240,000 rows were shown, four at least)", parseInteger(1))
     .option("--label-share <R>", "label active only those that hold this share of a row's contribution", parseShare, 1)
@@ -88,12 +100,14 @@ async function stageOptions(
 
 const percent = (share: number) => `${formatNumber(100 * share)} %`;
 
-function print({ path, upToDate, metrics, quality, ffnBytes, sizeShare }: TrainPredictorResult): void {
+function print(result: TrainPredictorResult): void {
+  const { path, upToDate, metrics, quality, ffnBytes, sizeShare } = result;
   printTable(
-    ["layer", "rank", "recall", "weighted", "precision", "idle", "predicted idle", "size", "FFN bytes/token"],
+    ["layer", "kind", "rank", "recall", "weighted", "precision", "idle", "predicted idle", "size", "FFN bytes/token"],
     metrics.map((layer, index) => [
       String(index),
-      layer.rank,
+      layer.kind ?? "mlp",
+      rankText(layer.kind ?? "mlp", layer.rank),
       percent(layer.recall),
       `${formatNumber(100 * layer.weightedRecall, 4)} %`,
       percent(layer.precision),
@@ -103,6 +117,7 @@ function print({ path, upToDate, metrics, quality, ffnBytes, sizeShare }: TrainP
       `${formatBytes(ffnBytes[index]!.predictor)} of ${formatBytes(ffnBytes[index]!.dense)}`,
     ]),
   );
+  printKinds(result);
   const bytes = metrics.reduce((sum, layer) => sum + layer.bytes, 0);
   const lines = [
     `${path}: ${upToDate ? "up to date, " : ""}${formatBytes(bytes)}, ${percent(sizeShare)} of the model`,
@@ -110,6 +125,44 @@ function print({ path, upToDate, metrics, quality, ffnBytes, sizeShare }: TrainP
     ...(quality.crossCorpus ? [`other text      ${describeQuality(quality.crossCorpus)}`] : []),
   ];
   process.stdout.write(`${lines.join("\n")}\n`);
+}
+
+export const rankText = (kind: PredictorKind, rank: number): string => (hasRank(kind) ? String(rank) : "–");
+
+/** Weighted recalls of the table of kinds. */
+const RECALLS = [0.99, 0.995, 0.999];
+
+/** What every kind that was considered would have all layers read at some recalls, and how many layers took it. */
+function printKinds({ considered, metrics, ffnBytes }: TrainPredictorResult): void {
+  const kinds = PREDICTOR_KINDS.filter((kind) => considered.every((layer) => layer.some((p) => p.kind === kind)));
+  if (kinds.length === 0) return;
+  process.stdout.write("\n");
+  const row = (kind: PredictorKind) => {
+    const ofLayers = considered.map((layer) => layer.find((predictor) => predictor.kind === kind)!);
+    return [
+      kind,
+      `${metrics.filter((layer) => layer.kind === kind).length} of ${metrics.length}`,
+      formatBytes(ofLayers.reduce((sum, { bytes }) => sum + bytes, 0)),
+      ...RECALLS.map((recall) => formatBytes(ofLayers.reduce((sum, predictor) => sum + bytesAt(predictor, recall), 0))),
+    ];
+  };
+  const chosen = [
+    "chosen",
+    `${metrics.length}`,
+    formatBytes(metrics.reduce((sum, { bytes }) => sum + bytes, 0)),
+    `${formatBytes(ffnBytes.reduce((sum, { predictor }) => sum + predictor, 0))} at ${recallText(metrics)}`,
+  ];
+  const header = ["kind", "layers", "size", ...RECALLS.map((recall) => `FFN bytes/token at ${100 * recall} %`)];
+  printTable(header, [...kinds.map(row), [...chosen, ...RECALLS.slice(1).map(() => "")]]);
+  process.stdout.write("\n");
+}
+
+const recallText = (metrics: readonly PredictorMetrics[]): string =>
+  `${formatNumber((100 * metrics.reduce((sum, { weightedRecall }) => sum + weightedRecall, 0)) / metrics.length, 4)} %`;
+
+/** Of the first point on a curve that reaches `recall`; of its last where none does. */
+function bytesAt({ curve }: ConsideredPredictor, recall: number): number {
+  return (curve.find(({ weightedRecall }) => weightedRecall >= recall) ?? curve.at(-1)!).bytesPerToken;
 }
 
 /** Quality on one corpus, in a line. */

@@ -3,7 +3,8 @@ import { PiError } from "./errors.ts";
 /**
  * Element types of weights. `q8_0` and `q4_0` are GGUF's block types, bit for bit: blocks of 32 values along a row,
  * an f16 scale followed by 32 int8 (q8_0) or 16 bytes of nibbles, value = scale * (nibble - 8) (q4_0, low nibbles are
- * elements 0-15, high nibbles 16-31).
+ * elements 0-15, high nibbles 16-31). `bit` is the sign alone: bit j % 8 of byte j / 8 of a row is set where element j
+ * is negative.
  */
 export const DTYPES = {
   f32: { id: 0, blockSize: 1, blockBytes: 4, safetensors: "F32" },
@@ -12,6 +13,7 @@ export const DTYPES = {
   q8_0: { id: 3, blockSize: 32, blockBytes: 34, safetensors: "U8" },
   q4_0: { id: 4, blockSize: 32, blockBytes: 18, safetensors: "U8" },
   i32: { id: 5, blockSize: 1, blockBytes: 4, safetensors: "I32" },
+  bit: { id: 6, blockSize: 8, blockBytes: 1, safetensors: "U8" },
 } as const;
 
 export type DType = keyof typeof DTYPES;

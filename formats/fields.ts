@@ -80,6 +80,21 @@ export class Fields {
     return this.objects(key, value.length);
   }
 
+  /** A list of exactly `length` lists of at most `max` objects each. */
+  lists(key: string, length: number, max: number): Fields[][] {
+    const value = this.#members[key];
+    if (!Array.isArray(value) || value.length !== length) return this.#fail(key, `a list of ${length}`, value);
+    return value.map((item: unknown, i) => {
+      const at = `${this.#at(key)}[${i}]`;
+      return new Fields({ [at]: item }, this.#file, this.#code).list(at, max);
+    });
+  }
+
+  oneOf<T extends string>(key: string, values: readonly T[]): T {
+    const found = values.find((value) => value === this.#members[key]);
+    return found ?? this.#fail(key, `one of ${values.join(", ")}`, this.#members[key]);
+  }
+
   has(key: string): boolean {
     return this.#members[key] !== undefined;
   }

@@ -2,8 +2,19 @@ import { check } from "./errors.ts";
 import { Fields } from "./fields.ts";
 import type { Provenance } from "./provenance.ts";
 
+/**
+ * What says which neurons of a layer a token needs, the simplest first: `exact` nothing (the gate of every neuron is
+ * computed), `sign` the signs of the gate, `lowbit` a copy of the gate in fewer bits, `svd` two thin matrices in its
+ * place, `mlp` a trained network. docs/architecture.md has their formulas.
+ */
+export const PREDICTOR_KINDS = ["exact", "sign", "lowbit", "svd", "mlp"] as const;
+export type PredictorKind = (typeof PREDICTOR_KINDS)[number];
+
 /** One layer's predictor as measured on held-out samples, with its weights as stored. Shares are in [0, 1]. */
 export interface PredictorMetrics {
+  /** Absent: mlp, the only kind there was. */
+  kind?: PredictorKind;
+  /** Hidden units of an mlp, rank of an svd; 0 for kinds without. */
   rank: number;
   /** Score at or above which a neuron is predicted active. */
   threshold: number;
@@ -24,6 +35,16 @@ export interface PredictorMetrics {
 
 /** One threshold of a layer's predictor. */
 export type CurvePoint = Pick<PredictorMetrics, "weightedRecall" | "predictedSparsity" | "threshold">;
+
+/** A predictor that was considered for a layer, whether or not it was taken: what its thresholds would give, and cost. */
+export interface ConsideredPredictor {
+  kind: PredictorKind;
+  rank: number;
+  /** Of the stored tensors. */
+  bytes: number;
+  /** In ascending order of recall. `bytesPerToken`: expected bytes that a token reads in the layer's FFN. */
+  curve: (Pick<CurvePoint, "weightedRecall" | "predictedSparsity"> & { bytesPerToken: number })[];
+}
 
 /** A mode's outputs against the same weights dense, teacher forced over a corpus. KL in nats. */
 export interface QualityReport {
@@ -46,6 +67,8 @@ export interface QualityReport {
 export interface PredictorsMetadata {
   metrics: PredictorMetrics[];
   quality: QualityReport;
+  /** Per layer, what its predictor was chosen from. */
+  considered?: ConsideredPredictor[][];
   provenance: Provenance;
 }
 
@@ -60,6 +83,7 @@ export function predictorsMetadata(
     "pi.version": VERSION,
     "pi.predictors": JSON.stringify(p.metrics),
     ...(p.quality && { "pi.quality": JSON.stringify(p.quality) }),
+    ...(p.considered && { "pi.considered": JSON.stringify(p.considered) }),
     "pi.provenance": JSON.stringify(p.provenance),
   };
 }
@@ -72,9 +96,11 @@ export function parsePredictors(metadata: Record<string, string>, path: string, 
   const provenance = Fields.parse(metadata["pi.provenance"] ?? "", `${path}: pi.provenance`, "E_FORMAT");
   provenance.object("inputs");
   provenance.object("options");
+  const considered = metadata["pi.considered"];
   return {
     metrics: parsePredictorMetrics(metadata["pi.predictors"] ?? "", path, nLayers),
     quality: parseQuality(metadata["pi.quality"] ?? "", path),
+    ...(considered !== undefined && { considered: parseConsidered(considered, path, nLayers) }),
     provenance: JSON.parse(metadata["pi.provenance"]!) as Provenance,
   };
 }
@@ -85,10 +111,15 @@ export function parsePredictorMetrics(text: string, path: string, nLayers: numbe
   return list.objects("layers", nLayers).map(parseMetrics);
 }
 
+/** Whether a kind's size is a matter of its rank. */
+export const hasRank = (kind: PredictorKind): boolean => kind === "mlp" || kind === "svd";
+
 function parseMetrics(layer: Fields): PredictorMetrics {
+  const kind = layer.has("kind") ? layer.oneOf("kind", PREDICTOR_KINDS) : undefined;
   const curve = layer.has("curve") ? layer.list("curve", MAX_CURVE).map(parsePoint) : undefined;
   return {
-    rank: layer.integer("rank", 1),
+    ...(kind && { kind }),
+    rank: layer.integer("rank", hasRank(kind ?? "mlp") ? 1 : 0),
     threshold: layer.number("threshold", -Infinity),
     recall: layer.number("recall", 0, 1),
     weightedRecall: layer.number("weightedRecall", 0, 1),
@@ -108,6 +139,25 @@ const parsePoint = (point: Fields): CurvePoint => ({
   predictedSparsity: point.number("predictedSparsity", 0, 1),
   threshold: point.number("threshold", -Infinity),
 });
+
+/** Most predictors that are considered for a layer. */
+const MAX_CONSIDERED = 64;
+
+function parseConsidered(text: string, path: string, nLayers: number): ConsideredPredictor[][] {
+  const list = Fields.parse(`{"layers": ${text}}`, `${path}: pi.considered`, "E_FORMAT");
+  return list.lists("layers", nLayers, MAX_CONSIDERED).map((layer) =>
+    layer.map((predictor) => ({
+      kind: predictor.oneOf("kind", PREDICTOR_KINDS),
+      rank: predictor.integer("rank"),
+      bytes: predictor.integer("bytes"),
+      curve: predictor.list("curve", MAX_CURVE).map((point) => ({
+        weightedRecall: point.number("weightedRecall", 0, 1),
+        predictedSparsity: point.number("predictedSparsity", 0, 1),
+        bytesPerToken: point.number("bytesPerToken"),
+      })),
+    })),
+  );
+}
 
 /** Parses `pi.quality`. Throws `E_FORMAT`. */
 export function parseQuality(text: string, path: string): QualityReport {

@@ -1,3 +1,4 @@
+import type { PredictorKind } from "../formats/predictors.ts";
 import type { ModelConfig } from "./config.ts";
 
 /** One tensor of the split-weight layout. `matrix`: quantised with the weights; vectors and biases stay f32. */
@@ -53,13 +54,78 @@ export function tensorSpecs(config: ModelConfig): TensorSpec[] {
   return specs;
 }
 
-/** Tensors of layer `layer`'s predictor: score = fc2 · relu(fc1 · x + b1) + b2, x the FFN's normed input. */
-export function predictorSpecs(config: ModelConfig, layer: number, rank: number): TensorSpec[] {
-  const at = (part: string) => layerTensor(layer, `predictor.${part}`);
-  return [
-    { name: at("fc1.weight"), shape: [rank, config.dim], matrix: true },
-    { name: at("fc1.bias"), shape: [rank], matrix: false },
-    { name: at("fc2.weight"), shape: [config.nNeurons, rank], matrix: true },
-    { name: at("fc2.bias"), shape: [config.nNeurons], matrix: false },
-  ];
+/** A tensor of a predictor; rows (or elements) are neurons, hidden units, or columns of the input. */
+interface PredictorPart {
+  name: string;
+  shape: readonly ("neurons" | "rank" | "dim")[];
+  /** `matrix`: a weight type; `bits`: signs; vectors are f32. */
+  of: "matrix" | "bits" | "vector";
+}
+
+/** What the predictors of each kind consist of, in file order; the parts that are there tell the kind. x is the FFN's normed input. */
+const PREDICTOR_PARTS: Record<PredictorKind, readonly PredictorPart[]> = {
+  // The gate itself says which neurons fire.
+  exact: [],
+  // scale * (columns whose sign is that of x, minus the others) + bias
+  sign: [
+    { name: "signs.weight", shape: ["neurons", "dim"], of: "bits" },
+    { name: "signs.scale", shape: ["neurons"], of: "vector" },
+    { name: "signs.bias", shape: ["neurons"], of: "vector" },
+  ],
+  // gate · x + bias
+  lowbit: [
+    { name: "gate.weight", shape: ["neurons", "dim"], of: "matrix" },
+    { name: "gate.bias", shape: ["neurons"], of: "vector" },
+  ],
+  // u · (v · x) + bias
+  svd: [
+    { name: "v.weight", shape: ["rank", "dim"], of: "matrix" },
+    { name: "u.weight", shape: ["neurons", "rank"], of: "matrix" },
+    { name: "u.bias", shape: ["neurons"], of: "vector" },
+  ],
+  // fc2 · relu(fc1 · x + b1) + b2
+  mlp: [
+    { name: "fc1.weight", shape: ["rank", "dim"], of: "matrix" },
+    { name: "fc1.bias", shape: ["rank"], of: "vector" },
+    { name: "fc2.weight", shape: ["neurons", "rank"], of: "matrix" },
+    { name: "fc2.bias", shape: ["neurons"], of: "vector" },
+  ],
+};
+
+/** Parts of a layer, as {@link layerTensor} takes them, that have one row or element a neuron. */
+export const PREDICTOR_NEURON_PARTS: readonly string[] = Object.values(PREDICTOR_PARTS)
+  .flat()
+  .filter(({ shape }) => shape[0] === "neurons")
+  .map(({ name }) => `predictor.${name}`);
+
+/** Tensors of one predictor, named as after `layers.L.predictor.`; `rank` matters to kinds that have one. */
+export function predictorTensors(
+  { dim, nNeurons }: Pick<ModelConfig, "dim" | "nNeurons">,
+  rank: number,
+  kind: PredictorKind,
+): TensorSpec[] {
+  const sizes = { neurons: nNeurons, rank, dim };
+  return PREDICTOR_PARTS[kind].map(({ name, shape, of }) => ({
+    name,
+    shape: shape.map((axis) => sizes[axis]),
+    matrix: of === "matrix",
+  }));
+}
+
+/** Matrices of predictors of any kind, as {@link layerTensor} takes them, in the order in which a token reads them. */
+export const PREDICTOR_MATRICES: readonly string[] = Object.values(PREDICTOR_PARTS)
+  .flat()
+  .filter(({ of }) => of !== "vector")
+  .map(({ name }) => `predictor.${name}`);
+
+/** {@link predictorTensors} of layer `layer`. */
+export function predictorSpecs(
+  config: Pick<ModelConfig, "dim" | "nNeurons">,
+  layer: number,
+  rank: number,
+  kind: PredictorKind = "mlp",
+): TensorSpec[] {
+  return predictorTensors(config, rank, kind).map(({ name, shape, matrix }) => {
+    return { name: layerTensor(layer, `predictor.${name}`), shape, matrix };
+  });
 }

@@ -218,6 +218,14 @@ export interface PredictorTrainer {
   setState(state: TrainerState): void;
 }
 
+/** One of a predictor's tensors, named as after `layers.L.predictor.`. */
+export interface PredictorTensor {
+  name: string;
+  dtype: DType;
+  shape: readonly number[];
+  bytes: Uint8Array;
+}
+
 /** Per-position comparison of two sets of logits. */
 export interface LogitComparison {
   /** -log p(target), reference and test. [n] */
@@ -270,6 +278,31 @@ export interface Binding {
   ): Promise<Uint8Array>;
   /** Any block or float type to f32, [rows, cols] row-major. */
   dequantize(source: Uint8Array, from: DType, rows: number, cols: number): Promise<Float32Array>;
+  /**
+   * Adds the second moments of rows to `moments` f64 [dim + 1, dim + 1]: sum of [x; 1] [x; 1]ᵀ, so that the last row holds
+   * the sums and their number.
+   * @param hidden f16 [rows, dim]
+   */
+  addMoments(hidden: Uint16Array, moments: Float64Array, options: { dim: number; threads: number }): Promise<void>;
+  /**
+   * gate f32 [nNeurons, dim] ≈ u [nNeurons, rank] · v [rank, dim]: truncated singular value decomposition in the metric of
+   * the inputs' covariance, with all neurons' variances made equal. Deterministic by seed.
+   */
+  lowRank(
+    gate: Float32Array,
+    moments: Float64Array,
+    options: { nNeurons: number; dim: number; rank: number; seed: number; threads: number },
+  ): Promise<{ u: Float32Array; v: Float32Array }>;
+  /**
+   * f32 scores [rows.length, nNeurons] of a predictor of any kind, with the bits that decoding gives, of the rows of `hidden`
+   * f16 [N, dim] that `rows` names.
+   */
+  predictorScores(
+    tensors: readonly PredictorTensor[],
+    hidden: Uint16Array,
+    rows: Int32Array,
+    options: { dim: number; nNeurons: number; threads: number },
+  ): Promise<Float32Array>;
   compareLogits(
     reference: Float32Array,
     test: Float32Array,

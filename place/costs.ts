@@ -5,7 +5,7 @@ import type { PredictorMetrics } from "../formats/predictors.ts";
 import { isSparse, type ModelConfig } from "../model/config.ts";
 import { defaultKvType, kvPositionBytes } from "../model/kv-type.ts";
 import type { ModelFile, StoredTensor } from "../model/model-file.ts";
-import { layerTensor } from "../model/tensors.ts";
+import { layerTensor, PREDICTOR_MATRICES } from "../model/tensors.ts";
 import { KV_BLOCK, type FfnMode, type KvType } from "../native/index.ts";
 
 /** What the parts of a model weigh, in bytes, and what a token reads of them, as rows. */
@@ -92,7 +92,8 @@ export function modelCosts(
   const attended = options.attended ?? context / 2;
   const kvToken = kvPositionBytes(kvType, config);
   const layers = activity.map((of, layer) => {
-    const predictor = mode === "predictor" ? predictors![layer]! : undefined;
+    // An exact layer has none, in predictor mode too.
+    const predictor = mode === "predictor" && predictors![layer]!.kind !== "exact" ? predictors![layer]! : undefined;
     const kv = { kv: context * kvToken, kvRead: attended * kvToken };
     return layerCosts(model, layer, of, predictor, { ...readShares(of.frequency, predictor, mode), ...kv });
   });
@@ -141,9 +142,9 @@ function layerCosts(
     attention: layerBytes(model, layer) - neuron * nNeurons,
     projections: projections.map((tensor) => matrixOf(tensor)),
     predictor: predictor?.bytes ?? 0,
-    predictorRows: ["fc1", "fc2"]
-      .flatMap((part) => (predictor && at(`predictor.${part}.weight`)) ?? [])
-      .map((tensor) => matrixOf(tensor)),
+    predictorRows: PREDICTOR_MATRICES.flatMap((part) => (predictor && at(part)) ?? []).map((tensor) =>
+      matrixOf(tensor),
+    ),
   };
 }
 
@@ -167,7 +168,8 @@ function falsePositiveRate({ recall, trueSparsity, predictedSparsity }: Predicto
 
 /** All rows of a tensor, or some. */
 function matrixOf({ dtype, bytes, shape }: StoredTensor, rows = shape[0]!): Matrix {
-  return { type: dtype as WeightDType, rows, bytes: bytes / shape[0]! };
+  // What a popcount of sign bits takes was not measured: that of the integers most like them is.
+  return { type: dtype === "bit" ? "q4_0" : (dtype as WeightDType), rows, bytes: bytes / shape[0]! };
 }
 
 /** Neurons by activation frequency, ties by index. */

@@ -70,9 +70,9 @@ function projectSeconds(matrices: readonly Matrix[], { costs, row }: Reader): nu
   return matrices.reduce((sum, { type, rows, bytes }) => sum + rows * row(costs.rows[type].project, bytes), 0);
 }
 
-/** fc1 is a matrix read in order; of fc2 an FFN's shares read runs of rows from all over, each as one long row. */
+/** Kinds of one matrix read it in order. fc1 is a matrix read in order; of fc2 an FFN's shares read runs of rows from all over, each as one long row. */
 function predictorSeconds([fc1, fc2]: readonly Matrix[], reader: Reader): number {
-  if (!fc1 || !fc2) return 0;
+  if (!fc1 || !fc2) return projectSeconds(fc1 ? [fc1] : [], reader);
   const { costs, row } = reader;
   const { project, sparse } = costs.rows[fc2.type];
   const runs = fc2.rows / SHARE_RUN;

@@ -5,7 +5,7 @@ import { check } from "../formats/errors.ts";
 import type { StageContext } from "../io/progress.ts";
 import { writeSafetensors, type OutputTensor } from "../io/safetensors-file.ts";
 import type { StoredTensor } from "../model/model-file.ts";
-import { layerTensor } from "../model/tensors.ts";
+import { layerTensor, PREDICTOR_NEURON_PARTS } from "../model/tensors.ts";
 
 /** A file to copy tensors from. */
 export interface PackSource {
@@ -17,8 +17,7 @@ export interface PackSource {
 const NEURON_PARTS = new Set([
   ...["gate", "up"].flatMap((part) => [`ffn.${part}.weight`, `ffn.${part}.bias`]),
   "ffn.down_t.weight",
-  "predictor.fc2.weight",
-  "predictor.fc2.bias",
+  ...PREDICTOR_NEURON_PARTS,
 ]);
 
 /** Bytes copied at once. */

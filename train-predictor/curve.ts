@@ -9,7 +9,7 @@ const BINS = 2 ** BIN_BITS;
 const MAX_F32 = (2 - 2 ** -23) * 2 ** 127;
 
 /** What a threshold gives on held-out rows. All are shares in [0, 1]. */
-export type OperatingPoint = Omit<PredictorMetrics, "rank" | "bytes" | "curve">;
+export type OperatingPoint = Omit<PredictorMetrics, "kind" | "rank" | "bytes" | "curve">;
 
 export const miss = (point: Pick<OperatingPoint, "weightedRecall">): number => 1 - point.weightedRecall;
 
@@ -20,14 +20,18 @@ export const RECALLS: readonly number[] = [...Array.from({ length: 223 }, (_, i)
 const STORED = { points: 16, most: 0.2, fewest: 2e-4 };
 
 /** Some of `points`, which are in ascending order of recall, at misses in even proportions. */
-export function storedCurve(points: readonly OperatingPoint[]): CurvePoint[] {
+export function storedPoints(points: readonly OperatingPoint[]): OperatingPoint[] {
   const ratio = STORED.fewest / STORED.most;
   const wanted = Array.from({ length: STORED.points }, (_, i) => STORED.most * ratio ** (i / (STORED.points - 1)));
   const found = wanted.map((misses) => points.find((point) => miss(point) <= misses * (1 + 1e-6)) ?? points.at(-1)!);
-  return [...new Set(found)].map(({ weightedRecall, predictedSparsity, threshold }) => {
+  return [...new Set(found)];
+}
+
+/** What is stored of {@link storedPoints}. */
+export const storedCurve = (points: readonly OperatingPoint[]): CurvePoint[] =>
+  storedPoints(points).map(({ weightedRecall, predictedSparsity, threshold }) => {
     return { weightedRecall, predictedSparsity, threshold };
   });
-}
 
 /**
  * The whole recall-cost curve of one layer's predictor: a histogram of its scores, so that rows are added batch by batch
@@ -115,17 +119,16 @@ export class RecallCurve {
 /** Rows scored at a time. */
 const SCORE_ROWS = 512;
 
-/** The recall curve of a trainer's predictor on `rows`. */
-export async function measureCurve(
-  { dim, nNeurons }: RowShape,
-  trainer: PredictorTrainer,
-  rows: Rows,
-): Promise<RecallCurve> {
+/** What scores rows of `hidden` (f16 [N, dim]) by their indices: a trainer, or a predictor as the engine computes it. */
+export type Scorer = Pick<PredictorTrainer, "scores">;
+
+/** The recall curve of a predictor on `rows`. */
+export async function measureCurve({ dim, nNeurons }: RowShape, scorer: Scorer, rows: Rows): Promise<RecallCurve> {
   const curve = new RecallCurve(nNeurons);
   for (let at = 0; at < rows.rows; at += SCORE_ROWS) {
     const count = Math.min(SCORE_ROWS, rows.rows - at);
     const index = Int32Array.from({ length: count }, (_, i) => at + i);
-    const scores = await trainer.scores(rows.hidden.subarray(0, rows.rows * dim), index);
+    const scores = await scorer.scores(rows.hidden.subarray(0, rows.rows * dim), index);
     curve.add(scores, rows.contributions.subarray(at * nNeurons, (at + count) * nNeurons));
   }
   return curve;

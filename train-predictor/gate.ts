@@ -127,6 +127,12 @@ function atRecall(points: readonly OperatingPoint[], recall: number): OperatingP
   return points.find(({ weightedRecall }) => weightedRecall >= recall) ?? points.at(-1)!;
 }
 
+/** The point to probe a layer at: where none that misses so little is worth having, the one that misses least of all that do. */
+function probePoint(points: readonly OperatingPoint[]): OperatingPoint {
+  const wanted = atRecall(points, 1 - PROBE_MISS);
+  return miss(wanted) > 0 ? wanted : (points.findLast((point) => miss(point) > 0) ?? wanted);
+}
+
 /**
  * What a miss of each layer does to the model: with all other layers missing nothing, the divergence that comes on top
  * of that of the head. How it grows with the misses is measured on all layers together.
@@ -147,7 +153,7 @@ async function probe<T extends Layer>(layers: readonly T[], { recall }: Limits, 
   const sensitivities: number[] = [];
   for (let group = 0; group < groups; group++) {
     const inside = (layer: number) => Math.floor((layer * groups) / layers.length) === group;
-    const points = layers.map((layer, i) => (inside(i) ? atRecall(layer.points, 1 - PROBE_MISS) : whole[i]!));
+    const points = layers.map((layer, i) => (inside(i) ? probePoint(layer.points) : whole[i]!));
     const missed = points.reduce((sum, point, i) => sum + (inside(i) ? miss(point) ** exponent : 0), 0);
     const kl = await added(points);
     // A layer that seems to cost nothing may still cost a little.

@@ -1,18 +1,20 @@
 import { open, readdir, readFile, rm, stat, type FileHandle } from "node:fs/promises";
 import { join } from "node:path";
+import type { DType } from "../formats/dtypes.ts";
+import type { PredictorKind } from "../formats/predictors.ts";
 import { readSafetensors, readTensorBytes, writeSafetensors } from "../io/safetensors-file.ts";
 import type { TrainerState } from "../native/index.ts";
 import type { OperatingPoint } from "./curve.ts";
 import type { Attempts, SizedPredictor, Trial } from "./size-layer.ts";
-import type { StoredPredictor } from "./store.ts";
 import type { TrainingState } from "./train.ts";
 
 /** A finished layer: its predictor's tensors in the partial file, and its points. */
 export interface FinishedLayer {
+  kind: PredictorKind;
   rank: number;
   bytes: number;
   points: OperatingPoint[];
-  tensors: Record<string, { dtype: StoredPredictor["tensors"]["fc1.bias"]["dtype"]; offset: number; length: number }>;
+  tensors: Record<string, { dtype: DType; offset: number; length: number }>;
 }
 
 /** One line of the journal: something that was computed and need not be again. `size` is the partial file's then. */
@@ -94,7 +96,7 @@ export class TrainingJournal {
       offset += bytes.length;
     }
     await this.#partial.datasync();
-    const layer = { rank: stored.rank, bytes: stored.bytes, points, tensors };
+    const layer = { kind: stored.kind, rank: stored.rank, bytes: stored.bytes, points, tensors };
     await this.#record({ layer, key, size: offset });
     await rm(this.path("state"), { force: true });
     return layer;

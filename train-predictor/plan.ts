@@ -2,7 +2,12 @@
 import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { check } from "../formats/errors.ts";
-import { parsePredictors, type PredictorsMetadata } from "../formats/predictors.ts";
+import {
+  parsePredictors,
+  PREDICTOR_KINDS,
+  type PredictorKind,
+  type PredictorsMetadata,
+} from "../formats/predictors.ts";
 import { canonicalJson, checkSameInput, provenance, sameProvenance, type Provenance } from "../formats/provenance.ts";
 import { sha256, sha256File } from "../io/hash.ts";
 import { activationsPath, heldoutPath, readActivations, readHeldout } from "../io/profile-files.ts";
@@ -14,6 +19,7 @@ import { layerTensor } from "../model/tensors.ts";
 import { native } from "../native/index.ts";
 import { SAMPLE_MEMORY, type SampleMemory } from "./samples.ts";
 import { neuronBytes, PREDICTOR_DTYPES, type NeuronBytes, type PredictorDType } from "./store.ts";
+import { impossible } from "./training-free.ts";
 import { HYPERPARAMETERS, type Hyperparameters } from "./train.ts";
 
 export interface TrainPredictorOptions {
@@ -25,7 +31,9 @@ export interface TrainPredictorOptions {
   maxGap?: number;
   /** Bytes of all predictors over bytes of the model. Default 0.08. */
   maxSize?: number;
-  /** Type of the matrices; `auto` takes the one that makes a token read least, layer by layer. Default auto. */
+  /** Of the predictors; `auto` takes the kind that makes a token read least, layer by layer. Default auto. */
+  kind?: PredictorKind | "auto";
+  /** Type of the matrices of an mlp or svd; `auto` takes the one that makes a token read least, layer by layer. Default auto. */
   dtype?: PredictorDType | "auto";
   /** Sampled rows of a layer to use, about. Default 32,768. */
   samples?: number;
@@ -61,6 +69,8 @@ export interface Plan {
   modelBytes: number;
   /** Of all predictors. */
   maxBytes: number;
+  /** What a layer's predictor is chosen from, the simplest first. */
+  kinds: readonly PredictorKind[];
   dtypes: readonly PredictorDType[];
   samples: number;
   epochs: number | null;
@@ -89,8 +99,9 @@ export async function makePlan(dir: string, options: TrainPredictorOptions): Pro
   });
   const activations = await readActivations(activationsPath(dir));
   checkSameInput("weights", activationsPath(dir), model.weights, activations.provenance.inputs["model"]);
-  const { dtype = "auto", maxSize = 0.08 } = options;
+  const { kind = "auto", dtype = "auto", maxSize = 0.08 } = options;
   const described = {
+    kind,
     recall: options.recall ?? 0.995,
     maxPerplexityRatio: options.maxPerplexityRatio ?? 1.001,
     maxGap: options.maxGap ?? 0.08,
@@ -115,6 +126,7 @@ export async function makePlan(dir: string, options: TrainPredictorOptions): Pro
     neuron: neuronBytesOf(model),
     modelBytes,
     maxBytes: maxSize * modelBytes,
+    kinds: kindsOf(kind, model),
     dtypes: dtype === "auto" ? PREDICTOR_DTYPES : [dtype],
     hyperparameters: { ...HYPERPARAMETERS, labelShare, contributionWeight },
     threads: options.threads ?? availableParallelism(),
@@ -138,6 +150,15 @@ function withEval(origin: Provenance, windows: readonly Int32Array[]): Provenanc
 function withoutEval(origin: Provenance): Provenance {
   const { [EVAL]: _, ...inputs } = origin.inputs;
   return { ...origin, inputs };
+}
+
+/** Throws `E_PREDICTOR` when the one kind that is asked for cannot be had. */
+function kindsOf(kind: PredictorKind | "auto", { path, config, tensors }: ModelFile): PredictorKind[] {
+  const gate = tensors.get(layerTensor(0, config.gated ? "ffn.gate.weight" : "ffn.up.weight"))!.dtype;
+  const problem = (of: PredictorKind) => impossible(of, config, gate);
+  if (kind === "auto") return PREDICTOR_KINDS.filter((of) => problem(of) === undefined);
+  check(problem(kind) === undefined, "E_PREDICTOR", () => `${path}: no predictors of kind ${kind}: ${problem(kind)}`);
+  return [kind];
 }
 
 function neuronBytesOf({ config, tensors }: ModelFile): NeuronBytes {

@@ -1,8 +1,9 @@
 import type { StageContext } from "../io/progress.ts";
 import type { PredictorTrainer } from "../native/index.ts";
 import { measureCurve, RECALLS, type OperatingPoint } from "./curve.ts";
+import type { RowShape } from "./keyed-rows.ts";
 import type { LayerSamples } from "./samples.ts";
-import { storePredictor, type NeuronBytes, type PredictorDType, type StoredPredictor } from "./store.ts";
+import { storePredictor, type NeuronBytes, type PredictorDType, type Stored } from "./store.ts";
 import { train, type Hyperparameters, type TrainingState } from "./train.ts";
 
 /** What sizing a layer's predictor aims at and may spend. */
@@ -33,7 +34,7 @@ export interface Trial {
 
 /** A layer's predictor as stored, and what every threshold on its curve would give. */
 export interface SizedPredictor {
-  stored: StoredPredictor;
+  stored: Stored;
   /** In ascending order of recall; the last one misses nothing. */
   points: OperatingPoint[];
 }
@@ -46,10 +47,10 @@ export interface Attempts {
 }
 
 /** Ranks are whole blocks of the block types. */
-const RANK_STEP = 32;
+export const RANK_STEP = 32;
 
 /** Ranks change by this factor. */
-const GROWTH = 1.5;
+export const GROWTH = 1.5;
 
 /** Ranks are compared after this share of the passes: enough to see which one is going to be cheaper. */
 const TRIAL = 1 / 3;
@@ -166,11 +167,11 @@ function largerRank({ rank, point }: Trial, decay: number, highest: number, { ma
   return Math.min(highest, roundUp(rank + Math.max(1, units)));
 }
 
-const roundUp = (rank: number): number => Math.ceil(rank / RANK_STEP) * RANK_STEP;
+export const roundUp = (rank: number): number => Math.ceil(rank / RANK_STEP) * RANK_STEP;
 const roundDown = (rank: number): number => Math.floor(rank / RANK_STEP) * RANK_STEP;
 
 /** The largest rank that the bytes allow in the smallest type, and no more than the input is wide. */
-function highestRank({ dim, nNeurons }: LayerSamples, { maxBytes, dtypes }: Sizing): number {
+export function highestRank({ dim, nNeurons }: RowShape, { maxBytes, dtypes }: Sizing): number {
   const bits = Math.min(...dtypes.map((dtype) => ({ f16: 16, q8_0: 8.5, q4_0: 4.5 })[dtype]));
   const allowed = (maxBytes - 4 * nNeurons) / (((dim + nNeurons) * bits) / 8);
   return Math.max(RANK_STEP, Math.min(roundDown(allowed), roundUp(dim)));
@@ -197,9 +198,10 @@ function startRank({ dim, nNeurons, heldout }: LayerSamples): number {
 async function cheapest(samples: LayerSamples, trainer: PredictorTrainer, sizing: Sizing) {
   const weights = trainer.weights();
   const candidates = [];
-  for (const dtype of sizing.dtypes) {
+  for (const [i, dtype] of sizing.dtypes.entries()) {
     const stored = await storePredictor(weights, samples.dim, dtype);
-    if (stored.bytes > sizing.maxBytes && candidates.length + 1 < sizing.dtypes.length) continue;
+    // Of types that are all too large, the last is the smallest.
+    if (stored.bytes > sizing.maxBytes && i + 1 < sizing.dtypes.length) continue;
     trainer.setWeights(stored.weights);
     const curve = await measureCurve(samples, trainer, samples.heldout);
     candidates.push({ stored, bytes: stored.bytes, curve, point: curve.at(sizing.recall) });

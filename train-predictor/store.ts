@@ -1,4 +1,5 @@
 import { DTYPES, rowBytes, type DType } from "../formats/dtypes.ts";
+import type { PredictorKind } from "../formats/predictors.ts";
 import { native, type PredictorWeights } from "../native/index.ts";
 
 /** Types a predictor's matrices may be stored in, the one that costs most first. */
@@ -12,14 +13,28 @@ interface StoredMatrix {
   values: Float32Array;
 }
 
-/** A predictor in the types it is stored in. */
-export interface StoredPredictor {
+/** A tensor as it is stored. */
+export interface StoredPart {
+  dtype: DType;
+  bytes: Uint8Array;
+}
+
+/** A predictor of any kind in the types it is stored in. */
+export interface Stored {
+  kind: PredictorKind;
+  /** 0 where the kind has none. */
   rank: number;
-  dtype: PredictorDType;
   /** By the parts' names in `predictorSpecs`. */
-  tensors: Record<"fc1.weight" | "fc1.bias" | "fc2.weight" | "fc2.bias", { dtype: DType; bytes: Uint8Array }>;
+  tensors: Record<string, StoredPart>;
   /** Of all tensors. */
   bytes: number;
+}
+
+/** A trained one. */
+export interface StoredPredictor extends Stored {
+  kind: "mlp";
+  dtype: PredictorDType;
+  tensors: Record<"fc1.weight" | "fc1.bias" | "fc2.weight" | "fc2.bias", StoredPart>;
   /** What the engine will compute with. */
   weights: PredictorWeights;
 }
@@ -39,8 +54,8 @@ export async function storePredictor(
     "fc2.weight": fc2,
     "fc2.bias": { dtype: "f32" as const, bytes: bytesOf(weights.fc2Bias) },
   };
-  const bytes = Object.values(tensors).reduce((sum, tensor) => sum + tensor.bytes.length, 0);
-  return { rank, dtype, tensors, bytes, weights: { ...weights, fc1: fc1.values, fc2: fc2.values } };
+  const bytes = bytesIn(tensors);
+  return { kind: "mlp", rank, dtype, tensors, bytes, weights: { ...weights, fc1: fc1.values, fc2: fc2.values } };
 }
 
 /** The type of a matrix with rows of `cols` elements when `dtype` is asked for. */
@@ -58,7 +73,10 @@ async function storeMatrix(
   return { dtype, bytes, values: await native().dequantize(bytes, dtype, rows, cols) };
 }
 
-const bytesOf = (values: Float32Array) => new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+export const bytesIn = (tensors: Record<string, StoredPart>): number =>
+  Object.values(tensors).reduce((sum, { bytes }) => sum + bytes.length, 0);
+
+export const bytesOf = (values: Float32Array) => new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
 
 /** Bytes of one neuron's rows: what is read to test whether it fires, and what only a neuron that fires needs. */
 export interface NeuronBytes {

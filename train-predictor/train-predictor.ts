@@ -1,13 +1,18 @@
 /** `pi train-predictor`: a low-rank MLP per layer that says which neurons a token needs, sized and calibrated until the model's perplexity holds. */
 import { PiError } from "../formats/errors.ts";
-import type { PredictorMetrics, PredictorsMetadata, QualityReport } from "../formats/predictors.ts";
+import type {
+  ConsideredPredictor,
+  PredictorMetrics,
+  PredictorsMetadata,
+  QualityReport,
+} from "../formats/predictors.ts";
 import type { StageContext } from "../io/progress.ts";
 import { passGate } from "./gate.ts";
 import { TrainingJournal } from "./journal.ts";
 import { makePlan, upToDate, type Plan, type TrainPredictorOptions } from "./plan.ts";
 import { ffnBytes } from "./size-layer.ts";
 import { measureThresholds } from "./thresholds.ts";
-import { metricsOf, TrainingRun } from "./training-run.ts";
+import { consideredOf, metricsOf, TrainingRun } from "./training-run.ts";
 import { rewriteQuality, writePredictors } from "./write.ts";
 
 export { predictorsPath, type TrainPredictorOptions } from "./plan.ts";
@@ -18,6 +23,8 @@ export interface TrainPredictorResult {
   upToDate: boolean;
   metrics: PredictorMetrics[];
   quality: QualityReport;
+  /** Per layer, every predictor that was considered, the simplest kind first, with its recall-cost curve. */
+  considered: ConsideredPredictor[][];
   /** Expected bytes that a token reads in each layer's FFN, of all neurons and with the predictor. */
   ffnBytes: { dense: number; predictor: number }[];
   /** Of all predictors over those of the model. */
@@ -56,7 +63,7 @@ export async function trainPredictors(
   }
 }
 
-type Trained = Pick<PredictorsMetadata, "metrics" | "quality">;
+type Trained = Pick<PredictorsMetadata, "metrics" | "quality" | "considered">;
 
 async function trainAll(plan: Plan, journal: TrainingJournal, context: StageContext): Promise<Trained> {
   const run = new TrainingRun(plan, journal, context);
@@ -69,22 +76,24 @@ async function trainAll(plan: Plan, journal: TrainingJournal, context: StageCont
     plan.dir,
     context,
   );
-  const metrics = layers.map(({ finished }, i) => metricsOf(finished, points[i]!));
-  await writePredictors(plan.path, plan, journal, layers, { metrics, quality }, context.signal);
-  return { metrics, quality };
+  const chosen = layers.map((layer, i) => layer.owner(points[i]!));
+  const metrics = chosen.map(({ finished }, i) => metricsOf(finished, points[i]!));
+  const measured = { metrics, quality, considered: layers.map(consideredOf) };
+  await writePredictors(plan.path, plan, journal, chosen, measured, context.signal);
+  return measured;
 }
 
 /** Measures predictors that are in place on text from elsewhere too, and writes down what came of it. */
-async function measureElsewhere(plan: Plan, { metrics, quality }: Trained, context: StageContext): Promise<Trained> {
-  const thresholds = Float32Array.from(metrics, ({ threshold }) => threshold);
+async function measureElsewhere(plan: Plan, { quality, ...trained }: Trained, context: StageContext): Promise<Trained> {
+  const thresholds = Float32Array.from(trained.metrics, ({ threshold }) => threshold);
   const where = { model: plan.dir, predictors: plan.path, threads: plan.threads };
   const crossCorpus = await measureThresholds(where, thresholds, plan.crossCorpus!, context);
-  const measured = { metrics, quality: { ...quality, crossCorpus } };
+  const measured = { ...trained, quality: { ...quality, crossCorpus } };
   await rewriteQuality(plan, measured, context.signal);
   return measured;
 }
 
-function report(plan: Plan, isUpToDate: boolean, { metrics, quality }: Trained): TrainPredictorResult {
+function report(plan: Plan, isUpToDate: boolean, { metrics, quality, considered = [] }: Trained): TrainPredictorResult {
   const { model, neuron } = plan;
   const { nNeurons } = model.config;
   return {
@@ -92,6 +101,7 @@ function report(plan: Plan, isUpToDate: boolean, { metrics, quality }: Trained):
     upToDate: isUpToDate,
     metrics,
     quality,
+    considered,
     ffnBytes: metrics.map((layer) => ({
       dense: nNeurons * (neuron.test + neuron.rest),
       predictor: ffnBytes(layer.bytes, nNeurons, neuron, layer),

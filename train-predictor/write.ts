@@ -1,4 +1,9 @@
-import { predictorsMetadata, type PredictorMetrics, type QualityReport } from "../formats/predictors.ts";
+import {
+  predictorsMetadata,
+  type ConsideredPredictor,
+  type PredictorMetrics,
+  type QualityReport,
+} from "../formats/predictors.ts";
 import type { Provenance } from "../formats/provenance.ts";
 import { readSafetensors, readTensorBytes, writeSafetensors } from "../io/safetensors-file.ts";
 import { storedTensors } from "../model/model-file.ts";
@@ -10,6 +15,7 @@ interface Measured {
   metrics: PredictorMetrics[];
   /** Absent: a candidate that has yet to be measured. */
   quality?: QualityReport;
+  considered?: ConsideredPredictor[][];
 }
 
 /** Writes the predictors of all layers, one tensor in memory at a time. */
@@ -22,7 +28,7 @@ export async function writePredictors(
   signal: AbortSignal,
 ): Promise<void> {
   const tensors = layers.flatMap(({ finished }, layer) =>
-    predictorSpecs(model.config, layer, finished.rank).map(({ name, shape }) => {
+    predictorSpecs(model.config, layer, finished.rank, finished.kind).map(({ name, shape }) => {
       const part = name.slice(layerTensor(layer, "predictor.").length);
       return { name, shape, dtype: finished.tensors[part]!.dtype, bytes: () => journal.tensor(finished, part) };
     }),
@@ -46,7 +52,7 @@ export async function rewriteQuality(plan: Plan, measured: Measured, signal: Abo
   );
 }
 
-function metadataOf({ metrics, quality }: Measured, provenance: Provenance): () => Record<string, string> {
-  const metadata = predictorsMetadata({ metrics, ...(quality && { quality }), provenance });
+function metadataOf(measured: Measured, provenance: Provenance): () => Record<string, string> {
+  const metadata = predictorsMetadata({ ...measured, provenance });
   return () => metadata;
 }

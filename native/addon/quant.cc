@@ -67,6 +67,7 @@ struct Arguments {
 
   void check_blocks(DType type, const char* name, size_t cols) const {
     if (type == DType::kI32) fail(std::string(name) + ": i32 is no weight type");
+    if (type == DType::kBit && name == std::string("from")) fail("from: of a bit only the sign is known");
     if (cols % block_size(type) != 0) {
       fail("a row of " + std::to_string(cols) + " elements is no whole number of blocks of " +
            std::to_string(block_size(type)));

@@ -8,7 +8,7 @@
 
 namespace pi {
 
-enum class DType : int32_t { kF32 = 0, kF16 = 1, kBF16 = 2, kQ8_0 = 3, kQ4_0 = 4, kI32 = 5 };
+enum class DType : int32_t { kF32 = 0, kF16 = 1, kBF16 = 2, kQ8_0 = 3, kQ4_0 = 4, kI32 = 5, kBit = 6 };
 
 // GGUF's Q8_0: 32 values along a row, value = d * q.
 struct BlockQ8_0 {
@@ -26,7 +26,13 @@ static_assert(sizeof(BlockQ4_0) == 18);
 
 constexpr int kQuantBlock = 32;
 
-constexpr int block_size(DType type) { return type == DType::kQ8_0 || type == DType::kQ4_0 ? kQuantBlock : 1; }
+// Sign bits, eight columns a byte: bit j % 8 of byte j / 8 is set where element j is negative.
+constexpr int kBitBlock = 8;
+
+constexpr int block_size(DType type) {
+  if (type == DType::kBit) return kBitBlock;
+  return type == DType::kQ8_0 || type == DType::kQ4_0 ? kQuantBlock : 1;
+}
 
 constexpr size_t block_bytes(DType type) {
   switch (type) {
@@ -40,6 +46,8 @@ constexpr size_t block_bytes(DType type) {
       return sizeof(BlockQ8_0);
     case DType::kQ4_0:
       return sizeof(BlockQ4_0);
+    case DType::kBit:
+      return 1;
   }
   return 0;
 }

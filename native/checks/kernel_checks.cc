@@ -409,6 +409,29 @@ double silu(double x) { return x / (1 + std::exp(-x)); }
 double gelu(double x) { return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0))); }
 double gelu_tanh(double x) { return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x))); }
 
+// Signs that differ, of all rows and of some, for widths that end in every way; -0 is negative, as its bit says.
+std::string check_signs(const Table& k, int cols) {
+  constexpr int kRows = 50;
+  std::vector<float> w = random_vector(size_t(kRows) * cols, 30), x = random_vector(cols, 31);
+  x[0] = -0.0f, x[cols - 1] = 0.0f;
+  const size_t bytes = row_bytes(DType::kBit, cols);
+  std::vector<uint8_t> rows(kRows * bytes), signs(bytes);
+  for (int r = 0; r < kRows; ++r) k.sign_bits(&w[size_t(r) * cols], cols, &rows[r * bytes]);
+  k.sign_bits(x.data(), cols, signs.data());
+  std::vector<int32_t> all(kRows, -1), some(kRows, -1);
+  const Matrix view{rows.data(), DType::kBit, bytes, cols};
+  k.count_signs({view, 0, kRows, signs.data(), all.data()});
+  k.count_signs({view, 7, 20, signs.data(), some.data()});
+  for (int r = 0; r < kRows; ++r) {
+    int expected = 0;
+    for (int j = 0; j < cols; ++j) expected += std::signbit(w[size_t(r) * cols + j]) != std::signbit(x[j]);
+    if (all[r] != expected) return at("row", r, expected, all[r]);
+    const int ranged = r >= 7 && r < 20 ? expected : -1;
+    if (some[r] != ranged) return at("row of a range", r, ranged, some[r]);
+  }
+  return "";
+}
+
 const bool registered = [] {
   for (const Table* k : kernels::available()) {
     const std::string isa = std::string(k->name) + " ";
@@ -431,6 +454,7 @@ const bool registered = [] {
       }
       Check(name + "dequantize", [=] { return check_dequantize(*k, type); });
     }
+    for (int cols : {8, 56, 64, 264, 504, 1024}) Check(isa + "signs of " + std::to_string(cols), [=] { return check_signs(*k, cols); });
     for (int cols : {96, 128, 544}) Check(isa + "quantize " + std::to_string(cols), [=] { return check_quantize(*k, cols); });
     for (const kernels::KvType type : {kernels::KvType::kF32, kernels::KvType::kF16, kernels::KvType::kQ8}) {
       for (int positions : {1, 32, 77}) {

@@ -4,6 +4,7 @@
 #include "checks/check.h"
 #include "kernels/kernels.h"
 #include "train/gemm.h"
+#include "train/low_rank.h"
 
 namespace pi::checks {
 namespace {
@@ -97,6 +98,122 @@ std::string check_adam(const Math& isa) {
   return "";
 }
 
+// A gate with structure (singular values that fall by `decay`), and inputs of unequal, correlated columns with a mean.
+struct Layer {
+  int n, dim, rows;
+  std::vector<float> gate;       // [n, dim]
+  std::vector<uint16_t> hidden;  // f16 [rows, dim]
+  std::vector<double> moments;   // [dim + 1, dim + 1], by the twin
+};
+
+Layer make_layer(int n, int dim, int rows) {
+  Layer layer{n, dim, rows, std::vector<float>(size_t(n) * dim), std::vector<uint16_t>(size_t(rows) * dim), {}};
+  const std::vector<float> left = random_vector(size_t(n) * dim, 40), right = random_vector(size_t(dim) * dim, 41);
+  for (int i = 0; i < n; ++i) {
+    for (int k = 0; k < dim; ++k) {
+      for (int j = 0; j < dim; ++j) layer.gate[size_t(i) * dim + j] += left[size_t(i) * dim + k] * right[size_t(k) * dim + j] / (1.0f + k);
+    }
+  }
+  const std::vector<float> noise = random_vector(size_t(rows) * dim, 42);
+  const size_t width = dim + 1;
+  layer.moments.assign(width * width, 0.0);
+  std::vector<double> x(width);
+  for (int r = 0; r < rows; ++r) {
+    for (int j = 0; j < dim; ++j) {
+      const float value = 0.5f + noise[size_t(r) * dim + j] / (1.0f + j % 7) + (j > 0 ? 0.7f * noise[size_t(r) * dim + j - 1] : 0.0f);
+      layer.hidden[size_t(r) * dim + j] = f32_to_f16(value);
+      x[j] = f16_to_f32(layer.hidden[size_t(r) * dim + j]);
+    }
+    x[dim] = 1;
+    for (size_t i = 0; i < width; ++i) {
+      for (size_t j = 0; j < width; ++j) layer.moments[i * width + j] += x[i] * x[j];
+    }
+  }
+  return layer;
+}
+
+std::string check_moments() {
+  const Layer layer = make_layer(4, 19, 1100);
+  std::vector<double> one(layer.moments.size()), three(one);
+  train::add_moments(layer.hidden, layer.dim, one, 1);
+  train::add_moments(layer.hidden, layer.dim, three, 3);
+  if (one != three) return "depends on the threads";
+  const double largest = layer.moments.back() * 16;
+  for (size_t i = 0; i < one.size(); ++i) {
+    if (std::fabs(one[i] - layer.moments[i]) > 1e-5 * largest) return "element " + std::to_string(i) + " is " + std::to_string(one[i]);
+  }
+  return "";
+}
+
+// Eigenvalues of a symmetric matrix [n, n], the largest first, by Jacobi's rotations.
+std::vector<double> eigenvalues(std::vector<double> a, int n) {
+  for (int sweep = 0; sweep < 30; ++sweep) {
+    for (int p = 0; p < n; ++p) {
+      for (int q = p + 1; q < n; ++q) {
+        const double off = a[p * n + q];
+        if (std::fabs(off) < 1e-300) continue;
+        const double theta = (a[q * n + q] - a[p * n + p]) / (2 * off);
+        const double t = (theta >= 0 ? 1 : -1) / (std::fabs(theta) + std::sqrt(theta * theta + 1)), c = 1 / std::sqrt(t * t + 1), s = t * c;
+        for (int k = 0; k < n; ++k) {
+          const double x = a[k * n + p], y = a[k * n + q];
+          a[k * n + p] = c * x - s * y, a[k * n + q] = s * x + c * y;
+        }
+        for (int k = 0; k < n; ++k) {
+          const double x = a[p * n + k], y = a[q * n + k];
+          a[p * n + k] = c * x - s * y, a[q * n + k] = s * x + c * y;
+        }
+      }
+    }
+  }
+  std::vector<double> values(n);
+  for (int i = 0; i < n; ++i) values[i] = a[i * n + i];
+  std::sort(values.rbegin(), values.rend());
+  return values;
+}
+
+// The error that u · v leaves of every neuron's output, its variance being 1, against the least that a product of this
+// rank can leave: the sum of the other eigenvalues of D G C Gᵀ D (Eckart and Young).
+std::string check_low_rank(int rank) {
+  const Layer layer = make_layer(60, 24, 900);
+  const int n = layer.n, dim = layer.dim;
+  const size_t width = dim + 1;
+  const auto covariance = [&](int i, int j) {
+    const double rows = layer.rows;
+    return layer.moments[i * width + j] / rows - layer.moments[i * width + dim] * layer.moments[j * width + dim] / rows / rows;
+  };
+  const auto inner = [&](const std::vector<double>& a, const std::vector<double>& b, int i, int j) {
+    double sum = 0;
+    for (int p = 0; p < dim; ++p) {
+      for (int q = 0; q < dim; ++q) sum += a[i * dim + p] * covariance(p, q) * b[j * dim + q];
+    }
+    return sum;
+  };
+  std::vector<double> gate(layer.gate.begin(), layer.gate.end()), gram(n * n), weights(n);
+  for (int i = 0; i < n; ++i) weights[i] = 1 / std::sqrt(inner(gate, gate, i, i));
+  for (int i = 0; i < n; ++i) {
+    for (int j = 0; j < n; ++j) gram[i * n + j] = weights[i] * weights[j] * inner(gate, gate, i, j);
+  }
+  const std::vector<double> values = eigenvalues(gram, n);
+  double least = 0;
+  for (int k = rank; k < n; ++k) least += std::max(0.0, values[k]);
+
+  std::vector<float> u(size_t(n) * rank), v(size_t(rank) * dim), again_u(u), again_v(v);
+  train::low_rank({n, dim, rank, 5, 1}, layer.gate, layer.moments, u, v);
+  train::low_rank({n, dim, rank, 5, 3}, layer.gate, layer.moments, again_u, again_v);
+  if (u != again_u || v != again_v) return "depends on the threads";
+  std::vector<double> error = gate;
+  for (int i = 0; i < n; ++i) {
+    for (int k = 0; k < rank; ++k) {
+      for (int j = 0; j < dim; ++j) error[i * dim + j] -= double(u[i * rank + k]) * v[k * dim + j];
+    }
+  }
+  double left = 0;
+  for (int i = 0; i < n; ++i) left += weights[i] * weights[i] * inner(error, error, i, i);
+  // f32 loses what is below a millionth of the whole, which is n.
+  if (left <= 1.005 * least + 1e-6 * n) return "";
+  return "leaves " + std::to_string(left) + ", the best leaves " + std::to_string(least);
+}
+
 const bool registered = [] {
   for (const kernels::Table* table : kernels::available()) {
     const Math& isa = train::math_of(table->name);
@@ -105,6 +222,8 @@ const bool registered = [] {
     Check(name("loss"), [&isa] { return check_losses(isa); });
     Check(name("adam"), [&isa] { return check_adam(isa); });
   }
+  Check("second moments", check_moments);
+  for (const int rank : {1, 4, 12, 24}) Check("low rank " + std::to_string(rank), [=] { return check_low_rank(rank); });
   return true;
 }();
 

@@ -42,7 +42,6 @@ Engine::Engine(EngineOptions options)
       head_(w_.head, w_.head_bias, k_),
       max_position_(options.kv_blocks * KvCache::kBlockTokens) {
   if (!c_.rope) max_position_ = std::min(max_position_, c_.max_positions);
-  for (const LayerWeights& layer : w_.layers) max_rank_ = std::max(max_rank_, layer.predictor.fc1.rows);
   if (c_.rope) {
     const size_t half = c_.rope_frequencies.size();
     cosine_.resize(half * max_position_);
@@ -325,7 +324,7 @@ void Engine::ffn_dense_rows(int layer, StepOutput& out) {
 
 void Engine::ffn_sparse_rows(int layer) {
   const LayerWeights& w = w_.layers[layer];
-  const bool predictors = bool(w.predictor.fc1);
+  const bool predictors = w.predictor && has_predictors();
   const float threshold = predictors ? thresholds_[layer] : 0;
   std::vector<SparseRow> rows;
   for (const int t : sparse_rows_) {

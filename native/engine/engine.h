@@ -61,7 +61,8 @@ class Engine {
   const ModelConfig& config() const { return c_; }
   int max_position() const { return max_position_; }
   int kv_blocks() const { return kv_.blocks(); }
-  bool has_predictors() const { return max_rank_ > 0; }
+  // True even where all layers are exact.
+  bool has_predictors() const { return !thresholds_.empty(); }
   ThreadPool& pool() { return *pool_; }
 
   // One forward pass. The batch is valid (checked at the N-API edge).
@@ -114,7 +115,6 @@ class Engine {
   Prefill prefill_;
   Head head_;
   int max_position_;
-  int max_rank_ = 0;
   std::vector<float> cosine_, sine_;  // [max_position, head_dim / 2]
 
   Rows rows_;

@@ -59,7 +59,7 @@ void activate_neurons(const kernels::Table& table, const ModelConfig& config, fl
   table.multiply(gate, up, n);
 }
 
-Ffn::Ffn(const ModelConfig& config, const kernels::Table& table) : c_(config), k_(table) {
+Ffn::Ffn(const ModelConfig& config, const kernels::Table& table) : c_(config), k_(table), predictor_(table) {
   // Dealt in short runs, so that every share has its part of the hot neurons and still reads several rows in a row.
   constexpr int kRun = 16;
   for (int i = 0; i < c_.n_neurons; ++i) shares_[i / kRun % kShares].neurons.push_back(i);
@@ -70,12 +70,10 @@ Ffn::Ffn(const ModelConfig& config, const kernels::Table& table) : c_(config), k
   }
 }
 
-void Ffn::reserve(const LayerWeights& w, int rows) {
-  const size_t n = rows, neurons = n * c_.n_neurons, rank = w.predictor.fc1.rows;
+void Ffn::reserve(int rows) {
+  const size_t n = rows, neurons = n * c_.n_neurons;
   grow(x_, n * c_.dim);
-  grow(hidden_, n * rank);
   grow(quants_, n * kernels::quantized_bytes(c_.dim));
-  grow(hidden_quants_, n * kernels::quantized_bytes(rank));
   for (auto* buffer : {&gate_, &up_, &dealt_, &score_}) grow(*buffer, neurons);
   grow(list_, neurons);
   grow(parts_, n * kShares * c_.dim);
@@ -107,7 +105,7 @@ void Ffn::dot_range(const MatrixView& w, VectorView bias, int begin, int end, co
 // x_ as the layer's products read it.
 kernels::Activations Ffn::set_input(const LayerWeights& w, int rows, const Executor& on) {
   const size_t bytes = kernels::quantized_bytes(c_.dim);
-  if (w.gate.blocks() || w.up.blocks() || w.predictor.fc1.blocks()) {
+  if (w.gate.blocks() || w.up.blocks() || w.predictor.blocks()) {
     (rows > 4 ? on : Executor{}).each(rows, [&](int t) { k_.quantize(&x_[size_t(t) * c_.dim], c_.dim, &quants_[t * bytes]); });
   }
   return {x_.data(), size_t(c_.dim), quants_.data(), rows};
@@ -134,7 +132,7 @@ void Ffn::dense(const LayerWeights& w, const float* x, int rows, float* out, flo
 
 // Gate and up rows in their order, which streams faster than a share's; then the shares' parts of the output.
 void Ffn::dense_rows(const LayerWeights& w, const float* x, int rows, float* out, float* activations, const Executor& on) {
-  reserve(w, rows);
+  reserve(rows);
   std::copy_n(x, size_t(rows) * c_.dim, x_.data());
   const kernels::Activations in = set_input(w, rows, on);
   const size_t neurons = c_.n_neurons;
@@ -166,49 +164,28 @@ void Ffn::sparse(const LayerWeights& w, float threshold, std::span<SparseRow> ro
   for (size_t t = 0; t < rows.size(); t += kRows) sparse_rows(w, threshold, rows.subspan(t, std::min<size_t>(kRows, rows.size() - t)), on);
 }
 
-// hidden = relu(fc1 · x + b1) of the rows of x_, as fc2 reads it.
-void Ffn::score_hidden(const LayerWeights& w, int rows, const Executor& on) {
-  const PredictorWeights& p = w.predictor;
-  const size_t rank = p.fc1.rows;
-  const kernels::Activations in{x_.data(), size_t(c_.dim), quants_.data(), rows};
-  on.ranges(p.fc1.rows, 16, [&](int begin, int end) {
-    k_.dot_rows({p.fc1, nullptr, begin, end, in, hidden_.data(), rank});
-    for (int t = 0; t < rows; ++t) {
-      float* hidden = &hidden_[t * rank];
-      if (p.fc1_bias) k_.add(p.fc1_bias + begin, hidden + begin, end - begin);
-      k_.activate(kernels::Unary::kRelu, 0, hidden + begin, end - begin);
-    }
-  });
-  for (int t = 0; p.fc2.blocks() && t < rows; ++t) k_.quantize(&hidden_[t * rank], p.fc1.rows, &hidden_quants_[t * kernels::quantized_bytes(rank)]);
-}
-
-// score = fc2 · hidden + b2 of all neurons, in their order: a share's rows are too short to be fetched run by run.
-void Ffn::score_neurons(const LayerWeights& w, int rows, const Executor& on) {
-  const PredictorWeights& p = w.predictor;
-  const kernels::Activations in{hidden_.data(), size_t(p.fc1.rows), hidden_quants_.data(), rows};
-  on.ranges(c_.n_neurons, 64, [&](int begin, int end) { dot_range(p.fc2, p.fc2_bias, begin, end, in, score_.data(), nullptr); });
+// Scores of all neurons, in their order: a share's rows are too short to be fetched run by run.
+void Ffn::score_neurons(const LayerWeights& w, const kernels::Activations& x, const Executor& on) {
+  predictor_.set_rows(w.predictor, x, on);
+  on.ranges(c_.n_neurons, 64, [&](int begin, int end) { predictor_.score(w.predictor, begin, end, score_.data(), c_.n_neurons); });
 }
 
 void Ffn::sparse_rows(const LayerWeights& w, float threshold, std::span<SparseRow> rows, const Executor& on) {
   const int n = static_cast<int>(rows.size());
-  reserve(w, n);
+  reserve(n);
   bool predict = false;
   for (int t = 0; t < n; ++t) {
     std::copy_n(rows[t].x, c_.dim, &x_[size_t(t) * c_.dim]);
     predict = predict || rows[t].predict;
   }
-  set_input(w, n, on);
-  if (predict) {
-    score_hidden(w, n, on);
-    score_neurons(w, n, on);
-  }
+  const kernels::Activations in = set_input(w, n, on);
+  if (predict) score_neurons(w, in, on);
   on.each(kShares, [&](int share) {
     for (int t = 0; t < n; ++t) {
       const int at = t * kShares + share;
       sparse_share(w, threshold, shares_[share], t, rows[t], work(share, t), stats_[at], bytes_[at]);
     }
   });
-  const size_t predictor = rows_bytes(w.predictor.fc1, w.predictor.fc1.rows) + rows_bytes(w.predictor.fc2, w.predictor.fc2.rows);
   for (int t = 0; t < n; ++t) {
     sum_parts(w, t, rows[t].out);
     rows[t].stats = {};
@@ -219,7 +196,7 @@ void Ffn::sparse_rows(const LayerWeights& w, float threshold, std::span<SparseRo
     }
     rows[t].stats.rows = 1;
     rows[t].stats.weighted_recall = 1;
-    if (rows[t].predict) rows[t].bytes.predictor = predictor;
+    if (rows[t].predict) rows[t].bytes.predictor = w.predictor.bytes();
   }
 }
 
@@ -261,11 +238,10 @@ void Ffn::sparse_share(const LayerWeights& w, float threshold, const Share& shar
 }
 
 LayerStats Ffn::recall(const LayerWeights& w, float threshold, const std::vector<float>& down_norms, const float* x) {
-  reserve(w, 1);
+  reserve(1);
   std::copy_n(x, c_.dim, x_.data());
   const kernels::Activations in = set_input(w, 1, Executor{});
-  score_hidden(w, 1, Executor{});
-  score_neurons(w, 1, Executor{});
+  score_neurons(w, in, Executor{});
   LayerStats stats{1, 0, 0, 0, 0};
   double total = 0, kept = 0;
   for (int index = 0; index < kShares; ++index) {
@@ -289,8 +265,8 @@ LayerStats Ffn::recall(const LayerWeights& w, float threshold, const std::vector
 
 size_t Ffn::allocated_bytes() const {
   size_t floats = list_.size();
-  for (const auto* buffer : {&x_, &hidden_, &gate_, &up_, &dealt_, &score_, &parts_}) floats += buffer->size();
-  return floats * sizeof(float) + quants_.size() + hidden_quants_.size();
+  for (const auto* buffer : {&x_, &gate_, &up_, &dealt_, &score_, &parts_}) floats += buffer->size();
+  return floats * sizeof(float) + quants_.size() + predictor_.allocated_bytes();
 }
 
 std::vector<float> Ffn::down_norms(const LayerWeights& w, const Executor& on) const {

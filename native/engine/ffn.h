@@ -13,6 +13,7 @@
 #include "base/aligned.h"
 #include "engine/config.h"
 #include "engine/parallel.h"
+#include "engine/predictor.h"
 #include "engine/stats.h"
 #include "engine/weights.h"
 #include "kernels/kernels.h"
@@ -72,12 +73,11 @@ class Ffn {
   void sparse_rows(const LayerWeights& w, float threshold, std::span<SparseRow> rows, const Executor& on);
   void sparse_share(const LayerWeights& w, float threshold, const Share& share, int row, const SparseRow& in, Work work, LayerStats& stats,
                     BytesTouched& bytes);
-  void score_hidden(const LayerWeights& w, int rows, const Executor& on);
-  void score_neurons(const LayerWeights& w, int rows, const Executor& on);
+  void score_neurons(const LayerWeights& w, const kernels::Activations& x, const Executor& on);
   kernels::Activations set_input(const LayerWeights& w, int rows, const Executor& on);
   Work work(int share, int row);
   void sum_parts(const LayerWeights& w, int row, float* out);
-  void reserve(const LayerWeights& w, int rows);
+  void reserve(int rows);
   void dot(const MatrixView& w, VectorView bias, const int32_t* rows, int n, const kernels::Activations& x, float* y, size_t y_stride,
            const MatrixView* next = nullptr) const;
   void dot_range(const MatrixView& w, VectorView bias, int begin, int end, const kernels::Activations& x, float* y, const uint8_t* next) const;
@@ -85,10 +85,11 @@ class Ffn {
   const ModelConfig& c_;
   const kernels::Table& k_;
   std::array<Share, kShares> shares_;
-  Buffer<float> x_, hidden_;                // [rows, dim], [rows, rank]
-  Buffer<uint8_t> quants_, hidden_quants_;  // the same, quantised, where weights are blocks
-  Buffer<float> gate_, up_, score_;         // [rows, n_neurons]; gate and up of sparse rows share by share
-  Buffer<float> dealt_;                     // [rows, n_neurons], share by share: up of dense rows
+  Predictor predictor_;
+  Buffer<float> x_;                  // [rows, dim]
+  Buffer<uint8_t> quants_;           // the same, quantised, where weights are blocks
+  Buffer<float> gate_, up_, score_;  // [rows, n_neurons]; gate and up of sparse rows share by share
+  Buffer<float> dealt_;              // [rows, n_neurons], share by share: up of dense rows
   Buffer<int32_t> list_;
   Buffer<float> parts_;          // [rows, kShares, dim]
   Buffer<LayerStats> stats_;    // [rows, kShares]

@@ -13,7 +13,7 @@ std::string shape_text(const std::vector<int64_t>& shape) {
 
 class Binder {
  public:
-  Binder(const std::vector<MappedFile>& files, const std::vector<TensorRef>& tensors) : files_(files) {
+  Binder(std::span<const std::span<const uint8_t>> files, const std::vector<TensorRef>& tensors) : files_(files) {
     for (const TensorRef& tensor : tensors) by_name_[tensor.name] = &tensor;
   }
 
@@ -21,6 +21,18 @@ class Binder {
   int64_t rows(const std::string& name) const { return has(name) ? by_name_.at(name)->shape.at(0) : 0; }
 
   MatrixView matrix(const std::string& name, int64_t rows, int64_t cols) const {
+    const MatrixView view = any_matrix(name, rows, cols);
+    if (view.type == DType::kBit || view.type == DType::kI32) throw std::runtime_error("tensor " + name + ": expected a weight type");
+    return view;
+  }
+
+  MatrixView bits(const std::string& name, int64_t rows, int64_t cols) const {
+    const MatrixView view = any_matrix(name, rows, cols);
+    if (view.type != DType::kBit) throw std::runtime_error("tensor " + name + ": expected type bit");
+    return view;
+  }
+
+  MatrixView any_matrix(const std::string& name, int64_t rows, int64_t cols) const {
     MatrixView view;
     view.data = find(name, {rows, cols});
     view.type = by_name_.at(name)->type;
@@ -52,7 +64,7 @@ class Binder {
     const uint64_t cols = static_cast<uint64_t>(shape.back());
     const uint64_t rows = shape.size() == 2 ? static_cast<uint64_t>(shape[0]) : 1;
     if (cols % block_size(tensor.type) != 0) throw std::runtime_error("tensor " + name + ": row is not a whole number of blocks");
-    const MappedFile& file = files_.at(tensor.file);
+    const std::span<const uint8_t> file = files_[tensor.file];
     const uint64_t bytes = rows * row_bytes(tensor.type, cols);
     if (tensor.offset > file.size() || bytes > file.size() - tensor.offset) {
       throw std::runtime_error("tensor " + name + ": ends past the end of its file");
@@ -61,13 +73,36 @@ class Binder {
     return file.data() + tensor.offset;
   }
 
-  const std::vector<MappedFile>& files_;
+  std::span<const std::span<const uint8_t>> files_;
   std::unordered_map<std::string, const TensorRef*> by_name_;
 };
 
 NormWeights bind_norm(const Binder& bind, const ModelConfig& config, const std::string& name) {
   return {bind.vector(name + ".weight", config.dim),
           config.rms_norm ? nullptr : bind.vector(name + ".bias", config.dim)};
+}
+
+PredictorWeights bind_predictor(const Binder& bind, const std::string& at, int64_t dim, int64_t n_neurons) {
+  PredictorWeights p;
+  if (const int64_t rank = bind.rows(at + "fc1.weight")) {
+    p.fc1 = bind.matrix(at + "fc1.weight", rank, dim);
+    p.fc2 = bind.matrix(at + "fc2.weight", n_neurons, rank);
+    p.fc1_bias = bind.optional_vector(at + "fc1.bias", rank);
+    p.fc2_bias = bind.optional_vector(at + "fc2.bias", n_neurons);
+  } else if (const int64_t rank = bind.rows(at + "v.weight")) {
+    p.linear = true;
+    p.fc1 = bind.matrix(at + "v.weight", rank, dim);
+    p.fc2 = bind.matrix(at + "u.weight", n_neurons, rank);
+    p.fc2_bias = bind.vector(at + "u.bias", n_neurons);
+  } else if (bind.has(at + "gate.weight")) {
+    p.gate = bind.matrix(at + "gate.weight", n_neurons, dim);
+    p.gate_bias = bind.vector(at + "gate.bias", n_neurons);
+  } else if (bind.has(at + "signs.weight")) {
+    p.signs = bind.bits(at + "signs.weight", n_neurons, dim);
+    p.signs_scale = bind.vector(at + "signs.scale", n_neurons);
+    p.signs_bias = bind.vector(at + "signs.bias", n_neurons);
+  }
+  return p;
 }
 
 LayerWeights bind_layer(const Binder& bind, const ModelConfig& c, int layer) {
@@ -90,20 +125,28 @@ LayerWeights bind_layer(const Binder& bind, const ModelConfig& c, int layer) {
   w.gate_bias = bind.optional_vector(at + "ffn.gate.bias", c.n_neurons);
   w.up_bias = bind.optional_vector(at + "ffn.up.bias", c.n_neurons);
   w.down_bias = bind.optional_vector(at + "ffn.down.bias", c.dim);
-  if (const int64_t rank = bind.rows(at + "predictor.fc1.weight")) {
-    w.predictor.fc1 = bind.matrix(at + "predictor.fc1.weight", rank, c.dim);
-    w.predictor.fc2 = bind.matrix(at + "predictor.fc2.weight", c.n_neurons, rank);
-    w.predictor.fc1_bias = bind.optional_vector(at + "predictor.fc1.bias", rank);
-    w.predictor.fc2_bias = bind.optional_vector(at + "predictor.fc2.bias", c.n_neurons);
-  }
+  w.predictor = bind_predictor(bind, at + "predictor.", c.dim, c.n_neurons);
   return w;
 }
 
 }  // namespace
 
+size_t PredictorWeights::bytes() const {
+  size_t sum = 0;
+  for (const MatrixView* w : {&fc1, &fc2, &gate, &signs}) sum += *w ? w->rows * w->row_bytes : 0;
+  return sum;
+}
+
+PredictorWeights bind_predictor(int64_t dim, int64_t n_neurons, std::span<const std::span<const uint8_t>> files,
+                                const std::vector<TensorRef>& tensors) {
+  return bind_predictor(Binder(files, tensors), "", dim, n_neurons);
+}
+
 ModelWeights bind_weights(const ModelConfig& config, const std::vector<MappedFile>& files,
                           const std::vector<TensorRef>& tensors) {
-  const Binder bind(files, tensors);
+  std::vector<std::span<const uint8_t>> contents;
+  for (const MappedFile& file : files) contents.emplace_back(file.data(), file.size());
+  const Binder bind(contents, tensors);
   ModelWeights w;
   w.embed = bind.matrix("embed.weight", config.vocab, config.dim);
   if (!config.rope) w.pos_embed = bind.matrix("pos_embed.weight", config.max_positions, config.dim);

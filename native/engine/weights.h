@@ -1,6 +1,7 @@
 // Views of a model's tensors in the mapped files, by role.
 #pragma once
 
+#include <span>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -33,10 +34,27 @@ struct NormWeights {
   VectorView weight = nullptr, bias = nullptr;
 };
 
+// What predicts which neurons of a layer a token needs; its kind is told by the tensors that are there. None: the layer
+// is computed exactly.
 struct PredictorWeights {
-  MatrixView fc1, fc2;  // [rank, dim], [n_neurons, rank]
+  // Two matrices [rank, dim], [n_neurons, rank]: a trained MLP, or (linear: nothing between them) a truncated SVD.
+  MatrixView fc1, fc2;
   VectorView fc1_bias = nullptr, fc2_bias = nullptr;
+  bool linear = false;
+  // A copy of the gate in fewer bits, [n_neurons, dim].
+  MatrixView gate;
+  VectorView gate_bias = nullptr;
+  // The gate's sign bits [n_neurons, dim], and what makes a score of the signs that agree.
+  MatrixView signs;
+  VectorView signs_scale = nullptr, signs_bias = nullptr;
+
+  explicit operator bool() const { return fc1 || gate || signs; }
+  // True when it multiplies quantised inputs.
+  bool blocks() const { return fc1.blocks() || gate.blocks(); }
+  // Of the matrices: what a token reads.
+  size_t bytes() const;
 };
+
 
 struct LayerWeights {
   NormWeights attn_norm, ffn_norm;
@@ -58,5 +76,9 @@ struct ModelWeights {
 // tensor when one is missing, has another shape than the config asks for, or lies outside its file.
 ModelWeights bind_weights(const ModelConfig& config, const std::vector<MappedFile>& files,
                           const std::vector<TensorRef>& tensors);
+
+// One predictor alone, its tensors named as after `layers.L.predictor.` and in memory. Throws likewise.
+PredictorWeights bind_predictor(int64_t dim, int64_t n_neurons, std::span<const std::span<const uint8_t>> files,
+                                const std::vector<TensorRef>& tensors);
 
 }  // namespace pi

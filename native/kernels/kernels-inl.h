@@ -10,6 +10,7 @@
 #include "kernels/quantize-inl.h"
 #include "kernels/dot-inl.h"
 #include "kernels/axpy-inl.h"
+#include "kernels/signs-inl.h"
 #include "kernels/gemm-inl.h"
 #include "kernels/functions-inl.h"
 #include "kernels/attention-inl.h"
@@ -18,7 +19,7 @@ namespace pi::kernels::PI_ISA {
 namespace {
 
 const Table kTable = {kName,    kLanes,      kTileTokens, kIntBlockBytes, sizeof(IntPanel), dot_rows, axpy_rows,
-                      quantize, pack_tokens, pack_rows,   pack_columns,   gemm,             attention, store_kv,
+                      quantize, sign_bits,   count_signs, pack_tokens, pack_rows,   pack_columns,   gemm,             attention, store_kv,
                       dequantize_row, rms_norm, layer_norm, rope, activate, add_to, multiply_to, highest_of, sum_exp, to_f16};
 
 }  // namespace

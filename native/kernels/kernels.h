@@ -90,6 +90,14 @@ struct PackColumns {
   uint8_t* panels;
 };
 
+// y[i] = columns of row i, begin <= i < end, whose sign is not that of the same column of `signs` (Table::sign_bits).
+struct CountSigns {
+  Matrix w;  // of type bit
+  int begin, end;
+  const uint8_t* signs;
+  int32_t* y;
+};
+
 // Prefill: y = x · Wᵀ (or x · W with `transposed`) for tiles of tokens, y packed as x is: [tiles][rows][tile_tokens].
 struct Gemm {
   Matrix w;
@@ -146,6 +154,9 @@ struct Table {
   void (*dot_rows)(const DotRows&);
   void (*axpy_rows)(const AxpyRows&);
   void (*quantize)(const float* x, int cols, uint8_t* out);
+  // Sign bits of x as a row of type bit; `cols` is a multiple of 8.
+  void (*sign_bits)(const float* x, int cols, uint8_t* out);
+  void (*count_signs)(const CountSigns&);
   void (*pack_tokens)(const PackTokens&);
   void (*pack_rows)(const PackRows&);
   void (*pack_columns)(const PackColumns&);

@@ -83,6 +83,7 @@ inline void with_type(DType type, F&& f) {
     case DType::kQ4_0:
       return f(Weights<DType::kQ4_0>{});
     case DType::kI32:
+    case DType::kBit:
       return;
   }
 }

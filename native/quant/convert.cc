@@ -60,6 +60,7 @@ void decode(DType from, const uint8_t* in, float* out, size_t n) {
       decode_q4_0(in, out, n);
       break;
     case DType::kI32:
+    case DType::kBit:
       break;
   }
 }
@@ -177,6 +178,14 @@ void encode_q4_0_fitted(const float* in, uint8_t* out, size_t n) {
   }
 }
 
+void encode_bits(const float* in, uint8_t* out, size_t n) {
+  for (size_t i = 0; i < n; i += kBitBlock) {
+    unsigned bits = 0;
+    for (int j = 0; j < kBitBlock; ++j) bits |= unsigned{std::signbit(in[i + j])} << j;
+    out[i / kBitBlock] = static_cast<uint8_t>(bits);
+  }
+}
+
 void encode(DType to, Scales scales, const float* in, uint8_t* out, size_t n) {
   switch (to) {
     case DType::kF32:
@@ -199,6 +208,9 @@ void encode(DType to, Scales scales, const float* in, uint8_t* out, size_t n) {
       break;
     case DType::kQ4_0:
       (scales == Scales::kFitted ? encode_q4_0_fitted : encode_q4_0)(in, out, n);
+      break;
+    case DType::kBit:
+      encode_bits(in, out, n);
       break;
     case DType::kI32:
       break;

@@ -51,6 +51,20 @@ test("a curve and a report on other text are read back; both may be absent", () 
   expect(parsePredictors(predictorsMetadata(full), "p", 1)).toEqual(full);
 });
 
+test("kinds and what else was considered are read back; without them it is an mlp", () => {
+  const layer = { ...example.metrics[0]!, kind: "sign" as const, rank: 0 };
+  const point = { weightedRecall: 0.9, predictedSparsity: 0.85, bytesPerToken: 1000 };
+  const considered = [
+    [
+      { kind: "exact" as const, rank: 0, bytes: 0, curve: [point] },
+      { kind: "mlp" as const, rank: 64, bytes: 10, curve: [] },
+    ],
+  ];
+  const full: PredictorsMetadata = { ...example, metrics: [layer], considered };
+  expect(parsePredictors(predictorsMetadata(full), "p", 1)).toEqual(full);
+  expect(parsePredictors(predictorsMetadata(example), "p", 1).metrics[0]!.kind).toBeUndefined();
+});
+
 describe("refused with file, expected and actual", () => {
   const metadata = predictorsMetadata(example);
   const without = (key: string) => ({ ...example.metrics[0], [key]: undefined });
@@ -63,6 +77,30 @@ describe("refused with file, expected and actual", () => {
       "no threshold",
       { "pi.predictors": JSON.stringify([without("threshold")]) },
       "layers[0].threshold: expected a number",
+    ],
+    [
+      "an unknown kind",
+      { "pi.predictors": JSON.stringify([{ ...example.metrics[0], kind: "oracle" }]) },
+      'layers[0].kind: expected one of exact, sign, lowbit, svd, mlp, got "oracle"',
+    ],
+    [
+      "an svd without a rank",
+      { "pi.predictors": JSON.stringify([{ ...example.metrics[0], kind: "svd", rank: 0 }]) },
+      "layers[0].rank: expected a whole number from 1",
+    ],
+    [
+      "considered predictors that are no lists of lists",
+      { "pi.considered": JSON.stringify([{}]) },
+      "pi.considered: layers[0]: expected a list of at most 64",
+    ],
+    [
+      "a considered predictor without its cost",
+      {
+        "pi.considered": JSON.stringify([
+          [{ kind: "svd", rank: 1, bytes: 1, curve: [{ weightedRecall: 1, predictedSparsity: 0 }] }],
+        ]),
+      },
+      "curve[0].bytesPerToken: expected a number",
     ],
     [
       "a curve that is no list",

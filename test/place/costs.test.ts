@@ -59,6 +59,20 @@ describe("modelCosts", () => {
     expect(counted + lookups).toBe(stored);
   });
 
+  it("expects a token to read the gate of every neuron in an exact layer", async () => {
+    const { inputs } = await costsOf("exact layer");
+    const metrics = inputs.predictors!.metrics.slice();
+    metrics[1] = { ...metrics[1]!, kind: "exact" };
+    const activity = inputs.activations.layers.map((_, layer) => hotFirst(inputs.activations, layer));
+    const tensors = new Map([...inputs.model.tensors, ...inputs.predictors!.tensors]);
+    const { mode, layers } = modelCosts({ ...inputs.model, tensors }, activity, metrics, { contextTokens: 100 });
+    expect(mode).toBe("predictor");
+    expect(layers[1]!.asked.every((share) => share === 1)).toBe(true);
+    expect([...layers[1]!.used]).toEqual(frequencies(1));
+    expect(layers[1]!.predictorRows).toEqual([]);
+    expect(layers[0]!.asked[199]).toBeLessThan(1);
+  });
+
   it("expects a token to read each neuron's first row as often as the predictor calls for it, the others if it fires", async () => {
     const { costs, inputs } = await costsOf("predictor");
     expect(costs.mode).toBe("predictor");

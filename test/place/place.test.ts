@@ -9,6 +9,7 @@ import { readModelFile, verifyTensors } from "../../model/model-file.ts";
 import { openModel } from "../../model/open.ts";
 import { FFN_MODE, KV_BLOCK, type FfnMode } from "../../native/index.ts";
 import { place, type PlaceOptions } from "../../place/place.ts";
+import { writeRandomPredictors } from "../model/random-predictors.ts";
 import { CONFIG, countOf, FAST_GPU, HALF, writeWorkingDir } from "./working-dir.ts";
 
 let dir: string;
@@ -32,8 +33,8 @@ function run(options: Partial<PlaceOptions> = {}, context: StageContext = silent
 const hotFirst = (layer: number): number[] =>
   Array.from({ length: CONFIG.nNeurons }, (_, i) => i).sort((a, b) => countOf(layer, b) - countOf(layer, a) || a - b);
 
-async function logits(path: string, mode: FfnMode): Promise<Float32Array> {
-  const model = await openModel(path, { threads: 1, contextTokens: KV_BLOCK });
+async function logits(path: string, mode: FfnMode, predictors?: string): Promise<Float32Array> {
+  const model = await openModel(path, { threads: 1, contextTokens: KV_BLOCK, ...(predictors && { predictors }) });
   try {
     const rows = 12;
     const result = await model.engine.step({
@@ -51,6 +52,37 @@ async function logits(path: string, mode: FfnMode): Promise<Float32Array> {
     model.close();
   }
 }
+
+describe("predictors of several kinds", () => {
+  const KINDS = ["sign", "lowbit", "svd"] as const;
+
+  it("are packed with their neurons and predict the same, up to the order of sums", async () => {
+    const predictors = await writeRandomPredictors(at("model"), 16, KINDS);
+    await run();
+    const [source, artifact] = [await readSafetensors(predictors), await readSafetensors(at("x.pi"))];
+    for (const [name, { shape, begin, end }] of source.tensors) {
+      if (name.startsWith("pad.")) continue;
+      const [before, after] = [await readTensorBytes(source, name), await readTensorBytes(artifact, name)];
+      const size = (end - begin) / shape[0]!;
+      const order = name.endsWith("v.weight")
+        ? Array.from({ length: shape[0]! }, (_, i) => i)
+        : hotFirst(Number(name.split(".")[1]));
+      const expected = Buffer.concat(order.map((row) => before.subarray(row * size, (row + 1) * size)));
+      expect(expected.equals(after), name).toBe(true);
+    }
+    const packed = await logits(at("x.pi"), "predictor");
+    const plain = await logits(at("model"), "predictor", predictors);
+    const largest = plain.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+    packed.forEach((value, i) => expect(Math.abs(value - plain[i]!)).toBeLessThan(1e-4 * largest));
+    expect(readArtifact(await readModelFile(at("x.pi"))).predictors!.map(({ kind }) => kind)).toEqual([...KINDS]);
+  });
+
+  it("may leave all layers exact: predictor mode is then exact mode", async () => {
+    await writeRandomPredictors(at("model"), 16, ["exact", "exact", "exact"]);
+    await run();
+    expect(await logits(at("x.pi"), "predictor")).toEqual(await logits(at("x.pi"), "exact"));
+  });
+});
 
 describe("the artifact", () => {
   it("holds every row of every neuron, hot first, and all else unchanged", async () => {

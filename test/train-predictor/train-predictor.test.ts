@@ -50,10 +50,11 @@ describe("what is written", () => {
     const where = await copy();
     const result = await run(where);
     const file = await readSafetensors(result.path);
-    const { metrics, quality, provenance } = parsePredictors(file.metadata, result.path, TINY.nLayers);
+    const { metrics, quality, considered, provenance } = parsePredictors(file.metadata, result.path, TINY.nLayers);
     expect({ metrics, quality }).toEqual({ metrics: result.metrics, quality: result.quality });
+    expect(considered).toEqual(result.considered);
     expect(provenance).toMatchObject({ stage: "train-predictor", options: { recall: 0.9, seed: 0 } });
-    metrics.forEach(({ rank, curve, weightedRecall }, layer) => {
+    metrics.forEach(({ kind, rank, curve, weightedRecall }, layer) => {
       expect(curve!.length).toBeGreaterThan(8);
       expect(curve!.length).toBeLessThanOrEqual(16);
       for (const [i, point] of curve!.slice(1).entries()) {
@@ -61,7 +62,9 @@ describe("what is written", () => {
         expect(point.predictedSparsity).toBeLessThanOrEqual(curve![i]!.predictedSparsity);
       }
       expect(weightedRecall).toBeGreaterThan(0.7);
-      for (const { name } of predictorSpecs(TINY, layer, rank)) expect(file.tensors.has(name), name).toBe(true);
+      const names = predictorSpecs(TINY, layer, rank, kind).map(({ name }) => name);
+      const stored = [...file.tensors.keys()].filter((name) => name.startsWith(`layers.${layer}.`));
+      expect(stored).toEqual(names);
     });
     expect(quality.perplexityRatio).toBeLessThanOrEqual(1.05);
 
@@ -235,9 +238,9 @@ describe("an interrupted run", () => {
     await expect(run(where, SMALL)).rejects.toThrow(expect.objectContaining({ code: "E_ARROW" }));
     expect(await left(where)).toEqual([".train-predictor-ID.journal", ".train-predictor-ID.partial"]);
     await writeFile(samples(1), rows);
-    const first = (labels: string[]) => labels.slice(0, 3).map((label) => label.slice(0, "train layer 0".length));
-    expect(first(whole)).toEqual(Array(3).fill("train layer 0"));
-    expect(first(await labelsOf(where))).toEqual(Array(3).fill("train layer 1"));
+    const first = (labels: string[]) => labels.slice(0, 5).map((label) => /layer \d/.exec(label)![0]);
+    expect(first(whole)).toEqual(Array(5).fill("layer 0"));
+    expect(first(await labelsOf(where))).toEqual(Array(5).fill("layer 1"));
     expect((await readFile(predictorsPath(where))).equals(expected)).toBe(true);
 
     const other = await copy();
@@ -267,7 +270,7 @@ describe("text from elsewhere", () => {
     const labels: string[] = [];
     const context = { ...silentContext, progress: ({ label }: { label: string }) => void labels.push(label) };
     const both = await run(where, { crossCorpus: elsewhere() }, context);
-    expect(labels.filter((label) => label.includes("train"))).toEqual([]);
+    expect(labels.filter((label) => /^(train|fit)/.test(label))).toEqual([]);
     expect(both.metrics).toEqual(alone.metrics);
     const { crossCorpus, ...quality } = both.quality;
     expect(quality).toEqual(alone.quality);

@@ -58,7 +58,14 @@ async function predictorsOf(
   path: string,
 ): Promise<{ threshold: number; tensors: GgufTensor[] }> {
   const file = await readSafetensors(path);
-  const thresholds = new Set(parsePredictors(file.metadata, path, nLayers).metrics.map(({ threshold }) => threshold));
+  const { metrics } = parsePredictors(file.metadata, path, nLayers);
+  const kinds = new Set(metrics.map(({ kind }) => kind ?? "mlp"));
+  check(
+    kinds.size === 1 && kinds.has("mlp"),
+    "E_PREDICTOR",
+    `${path}: expected predictors of kind mlp, found ${[...kinds].join(", ")}`,
+  );
+  const thresholds = new Set(metrics.map(({ threshold }) => threshold));
   const [threshold, another] = [...thresholds] as [number, number?];
   const found = `${path}: expected one threshold for all layers, found ${[...thresholds]}`;
   check(another === undefined, "E_PREDICTOR", found);

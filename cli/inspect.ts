@@ -12,7 +12,7 @@ import { readArtifact } from "../model/artifact.ts";
 import type { ModelConfig } from "../model/config.ts";
 import { MODEL_FILE, readModelFile, storedTensors, type ModelFile, type StoredTensor } from "../model/model-file.ts";
 import { summarise } from "../profile/summary.ts";
-import { formatBytes, formatNumber, printJson, printTable } from "./output.ts";
+import { formatBytes, formatNumber, printJson, printTable, rankText } from "./output.ts";
 import { percent, printPlacement } from "./place.ts";
 import type { Contents } from "./report/contents.ts";
 import { writeReport } from "./report/write.ts";
@@ -201,7 +201,8 @@ async function inspectPredictors(path: string, options: Options): Promise<Found>
 function predictorSection(predictors: PredictorMetrics[]): Section {
   const rows = predictors.map((p, l) => [
     String(l),
-    p.rank,
+    p.kind ?? "mlp",
+    rankText(p),
     percent(p.recall),
     percent(p.weightedRecall),
     percent(p.precision),
@@ -209,7 +210,7 @@ function predictorSection(predictors: PredictorMetrics[]): Section {
     percent(p.predictedSparsity),
     formatBytes(p.bytes),
   ]);
-  const header = ["layer", "rank", "recall", "weighted", "precision", "idle", "predicted idle", "size"];
+  const header = ["layer", "kind", "rank", "recall", "weighted", "precision", "idle", "predicted idle", "size"];
   return { json: { predictors }, print: () => printTable(header, rows) };
 }
 

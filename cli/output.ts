@@ -1,3 +1,4 @@
+import { hasRank, type PredictorMetrics } from "../formats/predictors.ts";
 import type { Progress, StageContext } from "../io/progress.ts";
 
 /** Where progress and warnings go; `process.stderr` but in tests. */
@@ -163,3 +164,7 @@ export function formatSeconds(seconds: number): string {
   if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
   return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
 }
+
+/** Rank of a predictor, where its kind has one. */
+export const rankText = ({ kind = "mlp", rank }: Pick<PredictorMetrics, "kind" | "rank">): string =>
+  hasRank(kind) ? String(rank) : "–";

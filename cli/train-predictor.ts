@@ -1,12 +1,5 @@
 import { type Command, Option } from "commander";
-import {
-  hasRank,
-  PREDICTOR_KINDS,
-  type ConsideredPredictor,
-  type PredictorKind,
-  type PredictorMetrics,
-  type QualityReport,
-} from "../formats/predictors.ts";
+import { PREDICTOR_KINDS, type QualityReport } from "../formats/predictors.ts";
 import type { StageContext } from "../io/progress.ts";
 import { readModelFile } from "../model/model-file.ts";
 import {
@@ -17,7 +10,8 @@ import {
 } from "../train-predictor/train-predictor.ts";
 import { readWindows } from "./eval-windows.ts";
 import { runImport } from "./import-predictors.ts";
-import { formatBytes, formatNumber, printJson, printTable, stageContext } from "./output.ts";
+import { formatBytes, formatNumber, printJson, printTable, rankText, stageContext } from "./output.ts";
+import { printKinds } from "./predictor-kinds.ts";
 import { parseInteger, parseNumber } from "./sizes.ts";
 
 interface Options extends Omit<TrainPredictorOptions, "crossCorpus" | "memory" | "saveSeconds"> {
@@ -107,7 +101,7 @@ function print(result: TrainPredictorResult): void {
     metrics.map((layer, index) => [
       String(index),
       layer.kind ?? "mlp",
-      rankText(layer.kind ?? "mlp", layer.rank),
+      rankText(layer),
       percent(layer.recall),
       `${formatNumber(100 * layer.weightedRecall, 4)} %`,
       percent(layer.precision),
@@ -125,44 +119,6 @@ function print(result: TrainPredictorResult): void {
     ...(quality.crossCorpus ? [`other text      ${describeQuality(quality.crossCorpus)}`] : []),
   ];
   process.stdout.write(`${lines.join("\n")}\n`);
-}
-
-export const rankText = (kind: PredictorKind, rank: number): string => (hasRank(kind) ? String(rank) : "–");
-
-/** Weighted recalls of the table of kinds. */
-const RECALLS = [0.99, 0.995, 0.999];
-
-/** What every kind that was considered would have all layers read at some recalls, and how many layers took it. */
-function printKinds({ considered, metrics, ffnBytes }: TrainPredictorResult): void {
-  const kinds = PREDICTOR_KINDS.filter((kind) => considered.every((layer) => layer.some((p) => p.kind === kind)));
-  if (kinds.length === 0) return;
-  process.stdout.write("\n");
-  const row = (kind: PredictorKind) => {
-    const ofLayers = considered.map((layer) => layer.find((predictor) => predictor.kind === kind)!);
-    return [
-      kind,
-      `${metrics.filter((layer) => layer.kind === kind).length} of ${metrics.length}`,
-      formatBytes(ofLayers.reduce((sum, { bytes }) => sum + bytes, 0)),
-      ...RECALLS.map((recall) => formatBytes(ofLayers.reduce((sum, predictor) => sum + bytesAt(predictor, recall), 0))),
-    ];
-  };
-  const chosen = [
-    "chosen",
-    `${metrics.length}`,
-    formatBytes(metrics.reduce((sum, { bytes }) => sum + bytes, 0)),
-    `${formatBytes(ffnBytes.reduce((sum, { predictor }) => sum + predictor, 0))} at ${recallText(metrics)}`,
-  ];
-  const header = ["kind", "layers", "size", ...RECALLS.map((recall) => `FFN bytes/token at ${100 * recall} %`)];
-  printTable(header, [...kinds.map(row), [...chosen, ...RECALLS.slice(1).map(() => "")]]);
-  process.stdout.write("\n");
-}
-
-const recallText = (metrics: readonly PredictorMetrics[]): string =>
-  `${formatNumber((100 * metrics.reduce((sum, { weightedRecall }) => sum + weightedRecall, 0)) / metrics.length, 4)} %`;
-
-/** Of the first point on a curve that reaches `recall`; of its last where none does. */
-function bytesAt({ curve }: ConsideredPredictor, recall: number): number {
-  return (curve.find(({ weightedRecall }) => weightedRecall >= recall) ?? curve.at(-1)!).bytesPerToken;
 }
 
 /** Quality on one corpus, in a line. */

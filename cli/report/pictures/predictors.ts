@@ -1,5 +1,5 @@
 import type { PredictorMetrics } from "../../../formats/predictors.ts";
-import { formatBytes, formatNumber } from "../../output.ts";
+import { formatBytes, formatNumber, rankText } from "../../output.ts";
 import { percent } from "../../place.ts";
 import { bar, diamond, dot, drawing, HALF_WIDTH, label, rule, spread, xAxis, yAxis, type Picture } from "../chart.ts";
 import { weightBytes, type Contents } from "../contents.ts";
@@ -89,7 +89,11 @@ function sizePlot(metrics: readonly PredictorMetrics[], x: Scale & { step: numbe
     yAxis(y, LEFT, RIGHT, SIZE.top, x.step >= 26 ? "size of the predictor, with its rank" : "size of the predictor"),
     metrics.map((layer, l) => [
       bar([x(l) - half, y(layer.bytes)], [x(l) + half, SIZE.bottom], { class: "sky", "data-layer": l }),
-      x.step >= 26 ? label(x(l), y(layer.bytes) - 4, String(layer.rank), { class: "middle quiet halo" }) : undefined,
+      x.step >= 26
+        ? label(x(l), y(layer.bytes) - 4, layer.rank > 0 ? String(layer.rank) : layer.kind!, {
+            class: "middle quiet halo",
+          })
+        : undefined,
     ]),
     xAxis(x, LEFT, RIGHT, SIZE.bottom, "layer"),
   );
@@ -97,10 +101,11 @@ function sizePlot(metrics: readonly PredictorMetrics[], x: Scale & { step: numbe
 
 function table(metrics: readonly PredictorMetrics[]): Picture["table"] {
   return {
-    header: ["layer", "rank", "recall by contribution", "recall by number", "precision", "threshold", "size"],
+    header: ["layer", "kind", "rank", "recall by contribution", "recall by number", "precision", "threshold", "size"],
     rows: metrics.map((layer, l) => [
       String(l),
-      formatNumber(layer.rank),
+      layer.kind ?? "mlp",
+      rankText(layer),
       recallText(layer.weightedRecall),
       recallText(layer.recall),
       percent(layer.precision),

@@ -1,5 +1,5 @@
 /** What the stages measured, as tables. The types are those members of the commands' JSON that the tables show. */
-import { formatBytes, formatNumber, printTable } from "../../cli/output.ts";
+import { formatBytes, formatNumber, printTable, rankText } from "../../cli/output.ts";
 import type { ConvertResult } from "../../convert/convert.ts";
 import type { Speed } from "../../model/measure.ts";
 import type { ModeQuality } from "../../model/quality.ts";
@@ -31,7 +31,8 @@ function printLayers({ profiled, trained, placed: { placement } }: Results): voi
     String(layer),
     percent(profiled.layers[layer]!.idle),
     percent(profiled.layers[layer]!.hot80),
-    predictor.rank,
+    predictor.kind ?? "mlp",
+    rankText(predictor),
     percent(predictor.recall),
     percent(predictor.weightedRecall),
     percent(predictor.precision),
@@ -39,7 +40,7 @@ function printLayers({ profiled, trained, placed: { placement } }: Results): voi
     placement.layers[layer]!.gpuNeurons,
   ]);
   const neurons = ["layer", "idle", "make 80 % of activations"];
-  printTable([...neurons, "rank", "recall", "weighted", "precision", "predictor", "GPU neurons"], rows);
+  printTable([...neurons, "kind", "rank", "recall", "weighted", "precision", "predictor", "GPU neurons"], rows);
 }
 
 function printPlacement({ placed: { placement } }: Results): void {

@@ -9,8 +9,8 @@ const LEAST_DOUBT = 0.02;
 
 /**
  * How much a neuron that contributes e times as much as another at the same doubt is favoured, in units of doubt. At the
- * scores where recall is decided, what a miss is expected to cost falls by e in about 0.4 of them; measured, 0.3 is best
- * (docs/log.md). And how far that may go.
+ * scores where recall is decided, what a miss is expected to cost falls by e in about 0.4 of them; measured, 0.15 to 0.6
+ * do about as well (docs/log.md). And how far that may go.
  */
 const FAVOUR = 0.3;
 const MOST_FAVOUR = 6;

@@ -3,6 +3,7 @@ import { readCaches } from "../io/hardware.ts";
 import type { StageContext } from "../io/progress.ts";
 import { FFN_MODE, KV_BLOCK, native, type Choice, type EngineStats, type FfnMode } from "../native/index.ts";
 import { kvTokensFor } from "./forced-logits.ts";
+import { GREEDY_CHOICE, NEUTRAL_CHOICE } from "./neutral-choice.ts";
 import type { OpenModel } from "./open.ts";
 import { Stepper } from "./stepper.ts";
 
@@ -195,26 +196,11 @@ function summarise(
   };
 }
 
-const NEUTRAL: Omit<Choice, "temperature" | "logitBias"> = {
-  target: -1,
-  topK: 0,
-  topP: 1,
-  minP: 0,
-  repetitionPenalty: 1,
-  presencePenalty: 0,
-  frequencyPenalty: 0,
-  history: new Int32Array(),
-  outputStart: 0,
-  seed: 1,
-  topLogprobs: 0,
-};
-const GREEDY: Choice = { ...NEUTRAL, temperature: 0, logitBias: new Float64Array() };
-
 /** `count` texts of a prompt and `tokens` more in the model's own words: BOS, then sampled at temperature 0.8, never an end of text. */
 async function sampleTexts(model: OpenModel, count: number, tokens: number, context: StageContext) {
   const { bosToken, eosTokens, maxPositions } = model.config;
   const logitBias = Float64Array.from(eosTokens.flatMap((token) => [token, -1e9]));
-  const sampled = (seed: number): Choice => ({ ...NEUTRAL, temperature: 0.8, logitBias, seed });
+  const sampled = (seed: number): Choice => ({ ...NEUTRAL_CHOICE, temperature: 0.8, logitBias, seed });
   const length = Math.min(SAMPLED_PROMPT + tokens, maxPositions);
   const texts = Array.from({ length: count }, () => Int32Array.of(bosToken ?? 0, ...new Int32Array(length - 1)));
   const sequences = [...texts.keys()];
@@ -274,7 +260,7 @@ async function step(
     modes: new Uint8Array(each.length).fill(FFN_MODE[mode]),
     ...(prompt && { prefill: new Uint8Array(each.length).fill(1) }),
     outputs: Int32Array.from(sequences, (_, i) => (i + 1) * rows - 1),
-    choose: sequences.map((sequence) => choose?.(sequence) ?? GREEDY),
+    choose: sequences.map((sequence) => choose?.(sequence) ?? GREEDY_CHOICE),
   });
   return tokens!;
 }

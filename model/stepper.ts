@@ -6,7 +6,7 @@ const SHORT = 15;
 
 /**
  * Runs an engine's steps. Those that are expected to be short run on the JavaScript thread: handing one to another thread
- * and back takes as long as a small model's token. Between two of them the event loop gets its turn.
+ * and back is dear beside a small model's token. Between two of them the event loop gets its turn.
  */
 export class Stepper {
   readonly #engine: Engine;

@@ -144,7 +144,7 @@ export interface ActivationCounts {
 /** A mapped model, its KV cache and thread pool. One call at a time; not shared between workers. */
 export interface Engine {
   step(batch: StepBatch): Promise<StepResult>;
-  /** The same on the calling thread, which waits: spares two hand-overs between threads, about a third of a millisecond. */
+  /** The same on the calling thread, which waits: spares two hand-overs between threads. */
   stepSync(batch: StepBatch): StepResult;
   /** Recreates the thread pool. Logits do not depend on it. */
   setThreads(threads: number): void;

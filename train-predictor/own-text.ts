@@ -2,6 +2,7 @@
 import type { PredictorMetrics } from "../formats/predictors.ts";
 import type { StageContext } from "../io/progress.ts";
 import { forcedStep, kvTokensFor } from "../model/forced-logits.ts";
+import { NEUTRAL_CHOICE } from "../model/neutral-choice.ts";
 import type { OpenModel } from "../model/open.ts";
 import { FFN_MODE, KV_BLOCK, type Choice } from "../native/index.ts";
 
@@ -11,21 +12,6 @@ const TOKENS = 256;
 
 /** KV capacity in tokens that {@link ownText} needs. */
 export const ownTextTokens = (): number => kvTokensFor(TOKENS, TEXTS);
-
-const UNCHANGED: Omit<Choice, "seed"> = {
-  target: -1,
-  temperature: 1,
-  topK: 0,
-  topP: 1,
-  minP: 0,
-  repetitionPenalty: 1,
-  presencePenalty: 0,
-  frequencyPenalty: 0,
-  history: new Int32Array(),
-  outputStart: 0,
-  logitBias: new Float64Array(),
-  topLogprobs: 0,
-};
 
 /**
  * Samples texts from the dense model, each from the token that begins a text to the one that ends it, or {@link TOKENS}.
@@ -40,7 +26,7 @@ export async function ownText(model: OpenModel, context: StageContext): Promise<
   const rows = Int32Array.from({ length: TEXTS }, (_, i) => i);
   const blocks = kvTokensFor(length, 1) / KV_BLOCK;
   const blockTables = Int32Array.from({ length: TEXTS * blocks }, (_, i) => i);
-  const choose = Array.from(rows, (seed): Choice => ({ ...UNCHANGED, seed }));
+  const choose = Array.from(rows, (seed): Choice => ({ ...NEUTRAL_CHOICE, seed }));
   for (let at = 0; at + 1 < length; at++) {
     context.signal.throwIfAborted();
     const { tokens } = await model.engine.step({

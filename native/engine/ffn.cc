@@ -74,7 +74,7 @@ void Ffn::reserve(int rows) {
   const size_t n = rows, neurons = n * c_.n_neurons;
   grow(x_, n * c_.dim);
   grow(quants_, n * kernels::quantized_bytes(c_.dim));
-  for (auto* buffer : {&gate_, &up_, &dealt_, &score_}) grow(*buffer, neurons);
+  for (auto* buffer : {&gate_, &up_, &score_}) grow(*buffer, neurons);
   grow(list_, neurons);
   grow(parts_, n * kShares * c_.dim);
   grow(stats_, n * kShares);
@@ -149,11 +149,11 @@ void Ffn::dense_rows(const LayerWeights& w, const float* x, int rows, float* out
     const Share& share = shares_[index];
     const int n = static_cast<int>(share.neurons.size());
     for (int t = 0; t < rows; ++t) {
-      float* const dealt = &dealt_[t * neurons + share.first];
+      float* const dealt = work(index, t).gate;  // gates are used up
       for (int i = 0; i < n; ++i) dealt[i] = up_[t * neurons + share.neurons[i]];
       std::fill_n(work(index, t).part, c_.dim, 0.0f);
     }
-    k_.axpy_rows({w.down_t, share.neurons.data(), 0, n, &dealt_[share.first], neurons, rows, work(index, 0).part, size_t(kShares) * c_.dim});
+    k_.axpy_rows({w.down_t, share.neurons.data(), 0, n, work(index, 0).gate, neurons, rows, work(index, 0).part, size_t(kShares) * c_.dim});
   });
   (rows > 1 ? on : Executor{}).each(rows, [&](int t) { sum_parts(w, t, out + size_t(t) * c_.dim); });
 }
@@ -265,7 +265,7 @@ LayerStats Ffn::recall(const LayerWeights& w, float threshold, const std::vector
 
 size_t Ffn::allocated_bytes() const {
   size_t floats = list_.size();
-  for (const auto* buffer : {&x_, &gate_, &up_, &dealt_, &score_, &parts_}) floats += buffer->size();
+  for (const auto* buffer : {&x_, &gate_, &up_, &score_, &parts_}) floats += buffer->size();
   return floats * sizeof(float) + quants_.size() + predictor_.allocated_bytes();
 }
 

@@ -89,7 +89,6 @@ class Ffn {
   Buffer<float> x_;                  // [rows, dim]
   Buffer<uint8_t> quants_;           // the same, quantised, where weights are blocks
   Buffer<float> gate_, up_, score_;  // [rows, n_neurons]; gate and up of sparse rows share by share
-  Buffer<float> dealt_;              // [rows, n_neurons], share by share: up of dense rows
   Buffer<int32_t> list_;
   Buffer<float> parts_;          // [rows, kShares, dim]
   Buffer<LayerStats> stats_;    // [rows, kShares]

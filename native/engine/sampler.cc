@@ -5,6 +5,7 @@
 #include <numeric>
 #include <unordered_map>
 
+#include "base/random.h"
 #include "kernels/kernels.h"
 
 namespace pi {
@@ -20,12 +21,10 @@ bool more_likely(const Candidate& a, const Candidate& b) {
   return a.weight != b.weight ? a.weight > b.weight : a.token < b.token;
 }
 
-// Uniform in [0, 1): SplitMix64 (Steele, Lea & Flood 2014) of seed and position.
+// Uniform in [0, 1), a function of seed and position.
 double uniform(uint64_t seed, int position) {
-  uint64_t z = seed + 0x9e3779b97f4a7c15ull * (static_cast<uint64_t>(position) + 1);
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-  return static_cast<double>((z ^ (z >> 31)) >> 11) * 0x1p-53;
+  uint64_t state = seed + 0x9e3779b97f4a7c15ull * static_cast<uint64_t>(position);
+  return static_cast<double>(next_random(state) >> 11) * 0x1p-53;
 }
 
 // Repetition penalty as in CTRL (Keskar et al. 2019), over prompt and output; presence and frequency as in OpenAI's

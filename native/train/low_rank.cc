@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "base/random.h"
 #include "base/types.h"
 
 namespace pi::train {
@@ -16,14 +17,6 @@ constexpr size_t kMomentRows = 512;
 // per cent of the least there is (checks/train_checks.cc).
 constexpr int kRounds = 10;
 constexpr int kExtra = 16;
-
-// SplitMix64 (Steele, Lea, Flood 2014).
-uint64_t next(uint64_t& state) {
-  uint64_t z = (state += 0x9e3779b97f4a7c15u);
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  return z ^ (z >> 31);
-}
 
 double dot(const float* a, const float* b, size_t n) {
   double sum = 0;
@@ -112,7 +105,7 @@ void low_rank(const LowRankOptions& o, std::span<const float> gate, std::span<co
   // Rows of q are the left singular vectors of scaled · c^½, that is the eigenvectors of scaled · c · scaledᵀ.
   std::vector<float> q(size_t(count) * n), down(size_t(count) * dim), mixed(down.size());
   uint64_t state = o.seed;
-  for (float& value : q) value = static_cast<float>(next(state) >> 40) * 0x1p-23f - 1.0f;
+  for (float& value : q) value = static_cast<float>(next_random(state) >> 40) * 0x1p-23f - 1.0f;
   for (int round = 0; round < kRounds; ++round) {
     orthonormalise(q, count, n, pool);
     gemm.multiply(plain(q.data(), n), plain(scaled.data(), dim), down.data(), count, dim, n);

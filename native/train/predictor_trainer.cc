@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "base/random.h"
 #include "base/types.h"
 
 namespace pi::train {
@@ -13,18 +14,10 @@ namespace {
 constexpr size_t kScoreRows = 512;
 constexpr int64_t kTaskElements = 16384;
 
-// SplitMix64 (Steele, Lea, Flood 2014).
-uint64_t next(uint64_t& state) {
-  uint64_t z = (state += 0x9e3779b97f4a7c15u);
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  return z ^ (z >> 31);
-}
-
 // Uniform in ±1/sqrt(fan_in), as torch.nn.Linear starts.
 void fill_uniform(std::span<float> out, int fan_in, uint64_t& state) {
   const float bound = 1.0f / std::sqrt(static_cast<float>(fan_in));
-  for (float& x : out) x = bound * (static_cast<float>(next(state) >> 40) * 0x1p-23f - 1.0f);
+  for (float& x : out) x = bound * (static_cast<float>(next_random(state) >> 40) * 0x1p-23f - 1.0f);
 }
 
 size_t parameters(const TrainerOptions& o) {

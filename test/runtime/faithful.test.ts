@@ -8,8 +8,9 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { convert } from "../../convert/convert.ts";
 import { silentContext } from "../../io/progress.ts";
 import { readSafetensors, readTensorBytes } from "../../io/safetensors-file.ts";
+import { GREEDY_CHOICE } from "../../model/neutral-choice.ts";
 import { openModel, type OpenModel } from "../../model/open.ts";
-import { FFN_MODE, KV_BLOCK, type Choice, type FfnMode } from "../../native/index.ts";
+import { FFN_MODE, KV_BLOCK, type FfnMode } from "../../native/index.ts";
 
 const ARCHITECTURES = ["opt", "llama-relu", "llama-silu", "mistral", "falcon-7b", "falcon-40b", "bamboo"];
 const FIXTURES = fileURLToPath(new URL("../fixtures", import.meta.url));
@@ -24,22 +25,6 @@ interface Row {
   token: number;
   mode: FfnMode;
 }
-
-const GREEDY: Choice = {
-  target: -1,
-  temperature: 0,
-  topK: 0,
-  topP: 1,
-  minP: 0,
-  repetitionPenalty: 1,
-  presencePenalty: 0,
-  frequencyPenalty: 0,
-  history: new Int32Array(),
-  outputStart: 0,
-  logitBias: new Float64Array(),
-  seed: 0,
-  topLogprobs: 0,
-};
 
 /** Sequence s owns every SEQUENCES-th block, so that no sequence lies in one piece. */
 const BLOCK_TABLES = Int32Array.from({ length: SEQUENCES * BLOCKS }, (_, i) => {
@@ -58,7 +43,7 @@ async function step(model: OpenModel, rows: readonly Row[]): Promise<{ logits: F
     modes: Uint8Array.from(rows, (row) => FFN_MODE[row.mode]),
     outputs: Int32Array.from(rows.keys()),
     returnLogits: true,
-    choose: rows.map(() => GREEDY),
+    choose: rows.map(() => GREEDY_CHOICE),
   });
   return { logits: result.logits!, tokens: result.tokens! };
 }

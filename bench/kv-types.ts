@@ -3,40 +3,21 @@
  * models have not seen. Usage: tsx bench/kv-types.ts [SRC …]; SRC is a Hugging Face folder (default: both example models).
  * Weights are f16. Prints a table a model, and one line of JSON.
  */
-import { mkdtemp, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import { convert } from "../convert/convert.ts";
 import { silentContext } from "../io/progress.ts";
-import { forcedLogits, kvTokensFor } from "../model/forced-logits.ts";
-import { openModel, type OpenModel } from "../model/open.ts";
+import { kvTokensFor } from "../model/forced-logits.ts";
+import { openModel } from "../model/open.ts";
 import { KV_TYPES, type KvType } from "../native/index.ts";
+import { inExamples, measureSources } from "./examples.ts";
 import { readWindows } from "./inputs.ts";
-import { QualitySum, type Quality } from "./quality.ts";
+import { compareModels, type Quality } from "./quality.ts";
 
 const TOKENS = 8192;
 
-const examples = new URL("../examples/", import.meta.url).pathname;
-const sources = process.argv.length > 2 ? process.argv.slice(2) : ["pi-tale-7m", "pi-tale-opt-1m"].map(inExamples);
-const folder = await mkdtemp(join(tmpdir(), "pi-bench-"));
-const results: Record<string, unknown> = {};
-try {
-  for (const source of sources) {
-    const rows = await measure(source);
-    console.error(basename(source));
-    console.table(rows);
-    results[basename(source)] = rows;
-  }
-  console.log(JSON.stringify({ bench: "kv-types", results }));
-} finally {
-  await rm(folder, { recursive: true });
-}
+await measureSources("kv-types", measure);
 
-function inExamples(name: string): string {
-  return join(examples, name);
-}
-
-async function measure(source: string): Promise<Record<string, Quality>> {
+async function measure(source: string, folder: string): Promise<Record<string, Quality>> {
   const dir = join(folder, basename(source));
   await convert({ source, output: dir, dtype: "f16" }, silentContext);
   const windows = await readWindows(dir, inExamples("heldout.txt"), TOKENS);
@@ -47,7 +28,7 @@ async function measure(source: string): Promise<Record<string, Quality>> {
     for (const kvType of KV_TYPES.filter((type) => type !== "f32")) {
       const test = await open(kvType);
       try {
-        rows[kvType] = await compare(reference, test, windows);
+        rows[kvType] = await compareModels(reference, test, windows);
       } finally {
         test.close();
       }
@@ -56,17 +37,4 @@ async function measure(source: string): Promise<Record<string, Quality>> {
     reference.close();
   }
   return rows;
-}
-
-async function compare(reference: OpenModel, test: OpenModel, windows: readonly Int32Array[]): Promise<Quality> {
-  const sum = new QualitySum();
-  for (const tokens of windows) {
-    const tests = forcedLogits(test, tokens, "dense");
-    for await (const { start, rows, logits } of forcedLogits(reference, tokens, "dense")) {
-      const other = await tests.next();
-      const targets = tokens.subarray(start + 1, start + 1 + rows);
-      await sum.add(logits, other.value!.logits, targets, reference.config.vocabSize);
-    }
-  }
-  return sum.result();
 }

@@ -1,4 +1,6 @@
 /** How far logits are from a reference, for tables of experiments. */
+import { forcedLogits, type LogitChunk } from "../model/forced-logits.ts";
+import type { OpenModel } from "../model/open.ts";
 import { native } from "../native/index.ts";
 
 export interface Quality {
@@ -34,4 +36,21 @@ export class QualitySum {
       "top-1": Number((this.#same / this.#tokens).toFixed(4)),
     };
   }
+}
+
+/** Both models over all windows, teacher forced, every row as a decoded token. */
+export async function compareModels(
+  reference: OpenModel,
+  test: OpenModel,
+  windows: readonly Int32Array[],
+): Promise<Quality> {
+  const sum = new QualitySum();
+  for (const tokens of windows) {
+    const tests = forcedLogits(test, tokens, "dense");
+    for await (const { start, rows, logits } of forcedLogits(reference, tokens, "dense")) {
+      const other = (await tests.next()).value as LogitChunk;
+      await sum.add(logits, other.logits, tokens.subarray(start + 1, start + 1 + rows), reference.config.vocabSize);
+    }
+  }
+  return sum.result();
 }

@@ -6,18 +6,18 @@
  * The weighted rows are experiments that `pi convert` does not offer: the error of column j counts E[x_j²] of the matrix's
  * input, measured on examples/corpus.txt; "FFN" weights gate and up only, whose inputs are what `pi profile` samples.
  */
-import { copyFile, mkdtemp, open, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { basename, join } from "node:path";
+import { copyFile, mkdtemp, open } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
 import { convert } from "../convert/convert.ts";
 import type { Scales, WeightDType } from "../formats/dtypes.ts";
 import { silentContext } from "../io/progress.ts";
-import { forcedLogits, kvTokensFor, type LogitChunk } from "../model/forced-logits.ts";
+import { kvTokensFor } from "../model/forced-logits.ts";
 import { MODEL_FILE, readModelFile } from "../model/model-file.ts";
 import { openModelFile, type OpenModel } from "../model/open.ts";
 import { native } from "../native/index.ts";
+import { inExamples, measureSources } from "./examples.ts";
 import { measureInputs, readWindows } from "./inputs.ts";
-import { QualitySum, type Quality } from "./quality.ts";
+import { compareModels, type Quality } from "./quality.ts";
 import { Reference } from "./reference.ts";
 
 const TOKENS = 16384;
@@ -26,37 +26,19 @@ const BLOCK = 32;
 /** What the largest value of a block becomes, as in native/quant/convert.cc. */
 const LARGEST = [-8, -7.4, -7.7, -8.3, -8.6];
 
-const examples = new URL("../examples/", import.meta.url).pathname;
-const sources = process.argv.length > 2 ? process.argv.slice(2) : ["pi-tale-7m", "pi-tale-opt-1m"].map(inExamples);
-const folder = await mkdtemp(join(tmpdir(), "pi-bench-"));
-const results: Record<string, unknown> = {};
-try {
-  for (const source of sources) {
-    const rows = await measure(source);
-    console.error(basename(source));
-    console.table(rows);
-    results[basename(source)] = rows;
-  }
-  console.log(JSON.stringify({ bench: "quantise", results }));
-} finally {
-  await rm(folder, { recursive: true });
-}
+await measureSources("quantise", measure);
 
-function inExamples(name: string): string {
-  return join(examples, name);
-}
-
-async function measure(source: string): Promise<Record<string, Quality>> {
-  const f16 = await converted(source, "f16");
+async function measure(source: string, folder: string): Promise<Record<string, Quality>> {
+  const f16 = await converted(source, folder, "f16");
   const windows = await readWindows(f16, inExamples("heldout.txt"), TOKENS);
-  const fitted = await converted(source, "q4_0", "fitted");
+  const fitted = await converted(source, folder, "q4_0", "fitted");
   const reference = await Reference.open(f16);
   const calibration = await readWindows(f16, inExamples("corpus.txt"), CALIBRATION_TOKENS);
   const importance = measureInputs(reference, calibration);
   const ofFfn = new Map([...importance].filter(([name]) => name.includes(".ffn.")));
   const variants: Record<string, string> = {
-    q8_0: await converted(source, "q8_0"),
-    "q4_0, plain": await converted(source, "q4_0", "plain"),
+    q8_0: await converted(source, folder, "q8_0"),
+    "q4_0, plain": await converted(source, folder, "q4_0", "plain"),
     "q4_0, fitted": fitted,
     "q4_0, fitted, FFN weighted": await weighted(fitted, reference, ofFfn),
     "q4_0, fitted, all weighted": await weighted(fitted, reference, importance),
@@ -66,25 +48,19 @@ async function measure(source: string): Promise<Record<string, Quality>> {
   return rows;
 }
 
-async function converted(source: string, dtype: WeightDType, scales?: Scales): Promise<string> {
+async function converted(source: string, folder: string, dtype: WeightDType, scales?: Scales): Promise<string> {
   const output = join(folder, `${basename(source)}-${dtype}-${scales}`);
   await convert({ source, output, dtype, ...(scales && { scales }) }, silentContext);
   return output;
 }
 
-/** Teacher forced, every row as a decoded token. */
 async function compare(f16: string, dir: string, windows: readonly Int32Array[]): Promise<Quality> {
   const [reference, test] = [await opened(f16, windows), await opened(dir, windows)];
-  const sum = new QualitySum();
-  for (const tokens of windows) {
-    const rows = forcedLogits(test, tokens, "dense");
-    for await (const { start, rows: n, logits } of forcedLogits(reference, tokens, "dense")) {
-      const other = (await rows.next()).value as LogitChunk;
-      await sum.add(logits, other.logits, tokens.subarray(start + 1, start + 1 + n), reference.config.vocabSize);
-    }
+  try {
+    return await compareModels(reference, test, windows);
+  } finally {
+    for (const model of [reference, test]) model.close();
   }
-  for (const model of [reference, test]) model.close();
-  return sum.result();
 }
 
 async function opened(dir: string, windows: readonly Int32Array[]): Promise<OpenModel> {
@@ -96,7 +72,7 @@ async function opened(dir: string, windows: readonly Int32Array[]): Promise<Open
 /** A copy of the q4_0 model in `dir` whose matrices named in `importance` are encoded anew from `reference`. */
 async function weighted(dir: string, reference: Reference, importance: Map<string, Float64Array>): Promise<string> {
   const { path, tensors } = await readModelFile(dir);
-  const copy = join(await mkdtemp(join(folder, "weighted-")), MODEL_FILE);
+  const copy = join(await mkdtemp(join(dirname(dir), "weighted-")), MODEL_FILE);
   await copyFile(path, copy);
   const file = await open(copy, "r+");
   for (const [name, columns] of importance) {

@@ -65,8 +65,9 @@ async function compare(f16: string, dir: string, windows: readonly Int32Array[])
 
 async function opened(dir: string, windows: readonly Int32Array[]): Promise<OpenModel> {
   const longest = Math.max(...windows.map(({ length }) => length));
-  // What `weighted` wrote is not what the checksums are of.
-  return openModelFile(await readModelFile(dir), { contextTokens: kvTokensFor(longest, 1), verify: false });
+  // Keys and values alike for all weights. What `weighted` wrote is not what the checksums are of.
+  const options = { contextTokens: kvTokensFor(longest, 1), kvType: "f16", verify: false } as const;
+  return openModelFile(await readModelFile(dir), options);
 }
 
 /** A copy of the q4_0 model in `dir` whose matrices named in `importance` are encoded anew from `reference`. */

@@ -1,0 +1,295 @@
+// What the GPU can compute, one function a kernel, each with its arguments as a struct of plain values.
+//
+// Launches are recorded once and repeated, so nothing here may change from step to step: what does (tokens' positions,
+// block tables, the step's number) is read from device memory. `T` is the number of rows of a step. Every output element
+// is summed in one fixed order, so that results do not depend on timing, nor on the rows beside a row.
+//
+// Block types are multiplied as the CPU does: activations quantised to 8 bits, 32 at a time (scale = max|x| / 127, rounded
+// to nearest even), dot products of a block in integers. All other types with f32 activations.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "base/types.h"
+#include "kernels/kernels.h"
+
+namespace pi::cuda {
+
+// A weight matrix in device memory, rows as in cuda/layout.h; rows == 0 where the model has none.
+struct DeviceMatrix {
+  const uint8_t* data = nullptr;
+  DType type = DType::kF32;
+  int rows = 0, cols = 0;
+  size_t row_bytes = 0;
+  explicit operator bool() const { return rows > 0; }
+};
+
+// Vectors [T, cols] with what block types are multiplied with: quants int8 [T, cols], scales f32 [T, cols / 32]. A kernel
+// that writes them fills the last two wherever they are not null.
+struct DeviceRows {
+  float* x = nullptr;
+  int8_t* quants = nullptr;
+  float* scales = nullptr;
+  int cols = 0;
+};
+
+// A meeting of GPU and host at a word of page-locked memory: whoever has something for the other stores the number of the
+// step in it, after everything else, and the other waits until it holds at least that (as a signed difference: it may
+// wrap). Where `abort` is not 0 nobody waits any more.
+struct Meeting {
+  uint32_t* flag = nullptr;           // null: no meeting
+  const uint32_t* step = nullptr;     // device memory
+  const uint32_t* abort = nullptr;    // page-locked
+};
+
+// ------------------------------------------------------------------------------------------------- what meets the host
+
+// Waits, then out[t] = host[t] for T rows. `host` f32 [T, cols] is page-locked.
+struct Receive {
+  Meeting wait;
+  const float* host = nullptr;
+  DeviceRows out;
+  int rows = 0;
+};
+
+// `words` 4-byte words of device memory to page-locked memory, then the signal. words == 0: the signal alone.
+struct Publish {
+  const void* device = nullptr;
+  void* host = nullptr;
+  int words = 0;
+  Meeting signal;
+};
+
+// The device's clock in nanoseconds to *out (page-locked or device memory).
+struct Stamp {
+  uint64_t* out = nullptr;
+};
+
+// ------------------------------------------------------------------------------------------------------------ streams
+
+// out[t] = x[t] / rms(x[t]) * weight, or (x - mean) / sqrt(var + eps) * weight + bias with a bias.
+struct Norm {
+  const float* x = nullptr;  // [T, out.cols]
+  const float* weight = nullptr;
+  const float* bias = nullptr;  // null: RMS norm
+  float eps = 0;
+  DeviceRows out;
+  int rows = 0;
+};
+
+// Fills in.quants and in.scales from in.x.
+struct Quantize {
+  DeviceRows in;
+  int rows = 0;
+};
+
+// y[t] = base[t] + bias + parts[0][t] + … in that order (null or 0: left out), and then, once `wait` was met, + host[t].
+// Where *skip_wait is 0 (`skip_wait` not null) there is nothing to wait for, and host is left out. y may be base; it may be
+// page-locked, and is then signalled.
+struct Merge {
+  const float* base = nullptr;
+  const float* bias = nullptr;   // [dim]
+  const float* parts = nullptr;  // [n_parts, T, dim]
+  int n_parts = 0;
+  Meeting wait;
+  const float* host = nullptr;  // page-locked [T, dim]
+  const int32_t* skip_wait = nullptr;
+  float* y = nullptr;
+  Meeting signal;
+  int rows = 0, dim = 0;
+};
+
+// --------------------------------------------------------------------------------------------------------- projections
+
+// y[t][i] = W[i] · x[t] + bias[i], up to three matrices that read the same x, decoding: T small. With `add`, y is added to.
+// `relu` is applied last.
+struct Project {
+  struct Output {
+    DeviceMatrix w;
+    const float* bias = nullptr;
+    float* y = nullptr;  // [T, w.rows]
+  };
+  Output outputs[3];
+  DeviceRows x;
+  int rows = 0;
+  bool add = false, relu = false;
+};
+
+// The same as a matrix product, for prompts: T large. With `transposed`, y[t] = x[t] · W instead: y [T, w.cols], x [T, w.rows]
+// (down projections). x in f32; sums within 1e-4 of the row's norms. `workspace` holds gemm_workspace() bytes.
+struct Gemm {
+  DeviceMatrix w;
+  bool transposed = false;
+  const float* x = nullptr;
+  const float* bias = nullptr;
+  float* y = nullptr;
+  bool add = false;
+  int rows = 0;
+  void* workspace = nullptr;
+};
+
+// up[t][i] = f(gate[t][i]) * up[t][i], or f(up) where gate is null, n values. dRelu: f of both.
+struct Activate {
+  kernels::Unary f = kernels::Unary::kRelu;
+  bool both = false;
+  float threshold = 0;  // FATReLU's
+  const float* gate = nullptr;
+  float* up = nullptr;
+  size_t n = 0;
+};
+
+// ----------------------------------------------------------------------------------------------------------- attention
+
+// Keys and values of one layer on the GPU: blocks of kKvBlockTokens positions, [block][keys | values][kv head][position]
+// [head_dim] of f32, f16 or int8; after an int8 side's [kv head][position][head_dim], its scales f32 [kv head][position].
+struct DeviceKv {
+  uint8_t* data = nullptr;
+  kernels::KvType type = kernels::KvType::kF16;
+  int kv_heads = 0, head_dim = 0;
+};
+constexpr size_t device_kv_side_bytes(kernels::KvType type, int kv_heads, int head_dim) {
+  return size_t(kv_heads) * kernels::kv_tile_bytes(type, head_dim);
+}
+
+// Where the rows of a step stand, in device memory.
+struct RowPlaces {
+  const int32_t* positions = nullptr;  // [T]
+  const int32_t* sequences = nullptr;  // [T] row of `tables`
+  const int32_t* tables = nullptr;     // [sequences, stride] KV block of each 32 positions
+  int stride = 0;
+};
+
+// Rotates queries and keys (unless cosine is null) and stores keys and values. Half-split rotation, as kernels::Table::rope.
+struct StoreKv {
+  float* q = nullptr;          // [T, n_heads, head_dim], in place
+  const float* key = nullptr;  // [T, kv_heads, head_dim]
+  const float* value = nullptr;
+  const float *cosine = nullptr, *sine = nullptr;  // [max position, head_dim / 2]
+  RowPlaces places;
+  DeviceKv kv;
+  int n_heads = 0, rows = 0;
+};
+
+// out[t] = attention of row t over positions [0, positions[t]]; query heads g of n_heads / kv_heads share a KV head.
+// Decoding: positions are cut into `splits` whose number does not depend on the step; `workspace` holds
+// attention_workspace() bytes. Prompts (`prefill`): runs of neighbouring rows of a sequence share what they read.
+struct Attend {
+  const float* q = nullptr;
+  RowPlaces places;
+  DeviceKv kv;
+  float scale = 0;
+  int n_heads = 0;
+  DeviceRows out;  // cols = n_heads * head_dim
+  int rows = 0, splits = 1;
+  bool prefill = false;
+  void* workspace = nullptr;
+};
+
+// ----------------------------------------------------------------------------------------------------------------- FFN
+
+// 32 neurons a word, bit i % 32 of word i / 32; words of a row stand mask_words(n) apart.
+constexpr int mask_words(int n_neurons) { return (n_neurons + 31) / 32; }
+
+// mask[t]: neurons whose score reaches the threshold; all of them for rows whose mode is not kPredictor (2).
+//   matrix kinds: score = w[i] · x[t] + bias[i], x being the hidden layer of an MLP or SVD, or the FFN's input.
+//   signs: w of type bit; score = scale[i] * (cols - 2 * columns whose sign is not x[t]'s) + bias[i].
+struct Score {
+  DeviceMatrix w;
+  const float* scale = nullptr;  // of signs
+  const float* bias = nullptr;
+  DeviceRows x;  // quants may be null: the kernel then quantises for itself
+  float threshold = 0;
+  const uint8_t* modes = nullptr;  // device [T]
+  uint32_t* mask = nullptr;        // [T, mask_words(w.rows)]
+  int rows = 0;
+};
+
+// What of the masks is the GPU's: neurons that any row wants and `resident` says are here, in ascending order, and how many
+// bits of rows the others are (`cold`: what the host has to do). Without masks, every resident neuron.
+struct Select {
+  const uint32_t* mask = nullptr;      // or null
+  const uint32_t* resident = nullptr;  // [mask_words]
+  int n_neurons = 0, rows = 0;
+  int32_t* list = nullptr;   // [n_neurons at most]
+  int32_t* count = nullptr;  // of list
+  int32_t* cold = nullptr;
+  // Page-locked, unless null: a copy of the masks, signalled.
+  uint32_t* host_mask = nullptr;
+  Meeting signal;
+};
+
+// Gate, activation and up of the listed neurons: act[j][t] of neuron list[j], 0 where row t's mask has it not. A closed gate
+// ends a neuron. Without a gate matrix: f(up). Neuron i's rows of gate, up and down are rows slots[i] of them.
+struct Neurons {
+  DeviceMatrix gate, up;
+  const float *gate_bias = nullptr, *up_bias = nullptr;  // by neuron
+  kernels::Unary f = kernels::Unary::kRelu;
+  bool both = false;  // dRelu
+  float threshold = 0;
+  const int32_t* list = nullptr;
+  const int32_t* count = nullptr;
+  const int32_t* slots = nullptr;  // [n_neurons]; null: a neuron's slot is its number
+  const uint32_t* mask = nullptr;  // or null: every row wants every neuron
+  int n_neurons = 0;
+  DeviceRows x;
+  int rows = 0;
+  float* act = nullptr;  // [list, T]
+  // Sums over launches, unless null: neuron-rows that were asked for, and those that fired; and per neuron, rows in which it
+  // fired.
+  unsigned long long* counters = nullptr;  // [2]
+  uint32_t* fired = nullptr;               // [n_neurons]
+};
+
+// parts[s][t] = sum over the s-th stretch of the list, in order, of act[j][t] * down[slot of list[j]].
+struct Down {
+  DeviceMatrix w;
+  const int32_t* list = nullptr;
+  const int32_t* count = nullptr;
+  const int32_t* slots = nullptr;
+  const float* act = nullptr;
+  int rows = 0, n_parts = 0;
+  float* parts = nullptr;  // [n_parts, T, w.cols]
+};
+
+// ---------------------------------------------------------------------------------------------------------------- head
+
+// Per row of logits: the highest one's token (of equal ones the lowest), that logit, and the natural logarithm of the sum of
+// exponentials.
+struct Highest {
+  const float* logits = nullptr;  // [T, vocab]
+  int rows = 0, vocab = 0;
+  int32_t* token = nullptr;  // [T], page-locked or device memory
+  float* logit = nullptr;
+  float* log_sum = nullptr;
+  void* workspace = nullptr;  // highest_workspace() bytes
+};
+
+// --------------------------------------------------------------------------------------------------------------- table
+
+// Launchers. They check nothing: shapes were checked when the engine was made.
+struct Kernels {
+  void (*receive)(void* stream, const Receive&);
+  void (*publish)(void* stream, const Publish&);
+  void (*stamp)(void* stream, const Stamp&);
+  void (*norm)(void* stream, const Norm&);
+  void (*quantize)(void* stream, const Quantize&);
+  void (*merge)(void* stream, const Merge&);
+  void (*project)(void* stream, const Project&);
+  void (*gemm)(void* stream, const Gemm&);
+  void (*activate)(void* stream, const Activate&);
+  void (*store_kv)(void* stream, const StoreKv&);
+  void (*attend)(void* stream, const Attend&);
+  void (*score)(void* stream, const Score&);
+  void (*select)(void* stream, const Select&);
+  void (*neurons)(void* stream, const Neurons&);
+  void (*down)(void* stream, const Down&);
+  void (*highest)(void* stream, const Highest&);
+
+  // Bytes of device memory, 256-aligned, that a kernel works in.
+  size_t (*gemm_workspace)(const DeviceMatrix& w, bool transposed, int rows);
+  size_t (*attention_workspace)(int rows, int n_heads, int head_dim, int splits);
+  size_t (*highest_workspace)(int rows, int vocab);
+};
+
+}  // namespace pi::cuda

@@ -6,25 +6,6 @@
 namespace pi {
 namespace {
 
-kernels::Unary unary(Activation a) {
-  switch (a) {
-    case Activation::kRelu:
-    case Activation::kDRelu:
-      return kernels::Unary::kRelu;
-    case Activation::kRelu2:
-      return kernels::Unary::kRelu2;
-    case Activation::kFatRelu:
-      return kernels::Unary::kFatRelu;
-    case Activation::kSilu:
-      return kernels::Unary::kSilu;
-    case Activation::kGelu:
-      return kernels::Unary::kGelu;
-    case Activation::kGeluTanh:
-      return kernels::Unary::kGeluTanh;
-  }
-  return kernels::Unary::kRelu;
-}
-
 // Those of rows[0 … n) with keep(i), in order, without a branch. `out` may be `rows`.
 template <typename Keep>
 int compress(const int32_t* rows, int n, int32_t* out, Keep&& keep) {
@@ -50,6 +31,25 @@ int compress_active(const int32_t* rows, int n, int32_t* out, float* values) {
 size_t rows_bytes(const MatrixView& w, int rows) { return w ? rows * w.row_bytes : 0; }
 
 }  // namespace
+
+kernels::Unary unary(Activation a) {
+  switch (a) {
+    case Activation::kRelu:
+    case Activation::kDRelu:
+      return kernels::Unary::kRelu;
+    case Activation::kRelu2:
+      return kernels::Unary::kRelu2;
+    case Activation::kFatRelu:
+      return kernels::Unary::kFatRelu;
+    case Activation::kSilu:
+      return kernels::Unary::kSilu;
+    case Activation::kGelu:
+      return kernels::Unary::kGelu;
+    case Activation::kGeluTanh:
+      return kernels::Unary::kGeluTanh;
+  }
+  return kernels::Unary::kRelu;
+}
 
 void activate_neurons(const kernels::Table& table, const ModelConfig& config, float* gate, float* up, int n) {
   const kernels::Unary f = unary(config.activation);

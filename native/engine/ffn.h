@@ -21,6 +21,9 @@
 
 namespace pi {
 
+// The function that gates and ups go through; dRelu's is that of both.
+kernels::Unary unary(Activation a);
+
 // up = f(gate) * up, or f(up) without a gate, for n neurons; gate is overwritten.
 void activate_neurons(const kernels::Table& table, const ModelConfig& config, float* gate, float* up, int n);
 

@@ -177,6 +177,8 @@ export interface EngineStats {
 export interface GpuStats {
   device: string;
   memory: GpuMemory;
+  /** Bytes of weights and KV that decoding touched in the GPU's memory. */
+  bytes: EngineStats["bytes"];
   /** Neurons times rows that were computed (their first matrix at least), and those of them that fired. */
   neuronRows: { gpu: number; cpu: number };
   firedRows: { gpu: number; cpu: number };

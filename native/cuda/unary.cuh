@@ -20,7 +20,7 @@ __device__ __forceinline__ float activation(kernels::Unary f, float threshold, f
     case kernels::Unary::kGelu:
       return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
     case kernels::Unary::kGeluTanh:
-      return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+      return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * fmaf(0.044715f * x * x, x, x)));
   }
   return x;
 }

@@ -1,4 +1,5 @@
 #include <cstdio>
+#include <exception>
 
 #include "checks/check.h"
 
@@ -15,6 +16,14 @@ std::vector<Entry>& entries() {
   return all;
 }
 
+std::string run(const Entry& entry) {
+  try {
+    return entry.body();
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+}
+
 }  // namespace
 
 Check::Check(std::string name, std::function<std::string()> body) { entries().push_back({std::move(name), std::move(body)}); }
@@ -22,7 +31,7 @@ Check::Check(std::string name, std::function<std::string()> body) { entries().pu
 int run_all() {
   int failed = 0;
   for (const Entry& entry : entries()) {
-    const std::string problem = entry.body();
+    const std::string problem = run(entry);
     std::printf("%s %s%s%s\n", problem.empty() ? "ok" : "FAIL", entry.name.c_str(), problem.empty() ? "" : ": ", problem.c_str());
     failed += problem.empty() ? 0 : 1;
   }

@@ -1,0 +1,13 @@
+// A device of the emulator: its queues are two OS threads, its memory is the host's.
+#pragma once
+
+#include <memory>
+
+#include "cuda/device.h"
+
+namespace pi::cuda::emulator {
+
+// `kernels` outlives it. PI_EMULATOR_MEMORY: bytes of device memory it says it has; PI_EMULATOR_SEED: order of lanes.
+std::unique_ptr<Device> make_device(const Kernels& kernels);
+
+}  // namespace pi::cuda::emulator

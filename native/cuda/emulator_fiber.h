@@ -1,0 +1,32 @@
+// A stack of its own to run on, left and entered by a few instructions: no system call, no signal mask.
+#pragma once
+
+#include <cstddef>
+
+namespace pi::cuda::emulator {
+
+class Fiber {
+ public:
+  // What a fiber's thread may use; beyond it lies as much again, so that one that used more can be told before it did harm.
+  static constexpr size_t kStackBytes = 128 << 10;
+
+  // The fiber that the calling OS thread is when it enters its first one.
+  Fiber() = default;
+  // One that calls `body` when it is first entered. `body` never returns.
+  explicit Fiber(void (*body)());
+  ~Fiber();
+  Fiber(const Fiber&) = delete;
+  Fiber& operator=(const Fiber&) = delete;
+
+  // Leaves this fiber, which must be the running one, and enters `to`. Returns when somebody enters this one again.
+  void leave_to(Fiber& to);
+  // Whether more than kStackBytes have been in use.
+  bool overflowed() const;
+
+ private:
+  void* saved_ = nullptr;   // its stack pointer, or its ucontext
+  char* memory_ = nullptr;  // null: the OS thread's own stack
+  void* asan_ = nullptr;
+};
+
+}  // namespace pi::cuda::emulator

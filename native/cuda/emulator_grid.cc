@@ -1,0 +1,285 @@
+#include "cuda/emulator_grid.h"
+
+#include <chrono>
+#include <cstring>
+#include <thread>
+
+namespace pi::cuda::emulator {
+
+constinit thread_local Here here{};
+
+namespace {
+
+constinit thread_local Grid* grid = nullptr;
+
+constexpr uint8_t kGuardByte = 0xa5;
+
+uint3 place(uint64_t i, const dim3& of) {
+  return {static_cast<unsigned>(i % of.x), static_cast<unsigned>(i / of.x % of.y), static_cast<unsigned>(i / of.x / of.y)};
+}
+
+const char* name(Exchange kind) {
+  switch (kind) {
+    case Exchange::kShuffle:
+      return "a shuffle";
+    case Exchange::kVote:
+      return "a vote";
+    default:
+      return "__syncwarp";
+  }
+}
+
+}  // namespace
+
+void* dynamic_shared() { return grid->dynamic_shared(); }
+void barrier(int line) { grid->barrier(line); }
+Told exchange(uint64_t value, Exchange kind, int line) { return grid->exchange(value, kind, line); }
+void fail(const char* what) { grid->fail(what); }
+void sleep() { grid->sleep(); }
+
+// ------------------------------------------------------------------------------------------------------ a launch's blocks
+
+std::string Grid::run(const Launch& launch) {
+  const uint64_t threads = uint64_t{launch.block.x} * launch.block.y * launch.block.z;
+  launch_ = &launch;
+  blocks_ = uint64_t{launch.grid.x} * launch.grid.y * launch.grid.z;
+  const std::string of = std::string("kernel ") + launch.kernel + ": ";
+  if (blocks_ == 0 || threads == 0) return of + "a launch of nothing";
+  if (launch.grid.y > 65535 || launch.grid.z > 65535) return of + "a grid of more than 65535 blocks along y or z";
+  if (threads > kMostThreads) return of + std::to_string(threads) + " threads in a block, of at most " + std::to_string(kMostThreads);
+  if (launch.shared_bytes > kMostShared) {
+    return of + std::to_string(launch.shared_bytes) + " bytes of shared memory, of at most " + std::to_string(kMostShared);
+  }
+  threads_ = static_cast<int>(threads);
+  n_warps_ = (threads_ + kWarp - 1) / kWarp;
+  if (lanes_.size() < threads) lanes_.resize(threads);
+  if (warps_.size() < size_t(n_warps_)) warps_.resize(n_warps_);
+  if (shared_.size() < launch.shared_bytes + 2 * kGuard) shared_.resize(launch.shared_bytes + 2 * kGuard);
+  here.block_dim = launch.block;
+  here.grid_dim = launch.grid;
+  grid = this;
+  error_.clear();
+  block_ = 0;
+  begin_block();
+  running_ = &home_;
+  enter(free_fiber());
+  if (!error_.empty()) {
+    free_.clear();
+    fibers_.clear();
+  }
+  return error_;
+}
+
+// Prepares block `block_`; false where there is none.
+bool Grid::begin_block() {
+  if (block_ == blocks_) return false;
+  here.block = place(block_, launch_->grid);
+  if (launch_->shared_bytes > 0) {
+    uint8_t* const data = shared_.data();
+    std::memset(data, kGuardByte, kGuard);
+    std::memset(data + kGuard, 0xff, launch_->shared_bytes);
+    std::memset(data + kGuard + launch_->shared_bytes, kGuardByte, kGuard);
+  }
+  for (int i = 0; i < threads_; ++i) lanes_[i] = {place(i, launch_->block), nullptr};
+  for (int w = 0; w < n_warps_; ++w) {
+    const int n = std::min(kWarp, threads_ - w * kWarp);
+    Warp& warp = warps_[w];
+    warp.live = warp.ready = n == kWarp ? ~0u : (1u << n) - 1;
+    warp.arrived = warp.at_barrier = 0;
+    warp.turn = 0;
+  }
+  live_ = threads_;
+  barrier_arrived_ = 0;
+  current_ = 0;
+  pick();
+  return true;
+}
+
+void Grid::end_block() {
+  if (launch_->shared_bytes == 0) return;
+  const uint8_t* const before = shared_.data();
+  const uint8_t* const after = before + kGuard + launch_->shared_bytes;
+  for (size_t i = 0; i < kGuard; ++i) {
+    if (before[i] != kGuardByte || after[i] != kGuardByte) fail("a write outside of the block's dynamic shared memory");
+  }
+}
+
+// -------------------------------------------------------------------------------------------------------- a block's lanes
+
+void Grid::fiber_main() { grid->run_lanes(); }
+
+// What every fiber does: runs lanes from beginning to end, one after the other and block after block. Where a lane has to
+// wait, wait() goes on with another fiber.
+void Grid::run_lanes() {
+  for (;;) {
+    lanes_[current_].fiber = running_;
+    here.thread = lanes_[current_].thread;
+    launch_->body();
+    end_lane();
+    if (live_ == 0) {
+      end_block();
+      ++block_;
+      if (begin_block()) continue;
+      free_.push_back(running_);
+      enter(home_);
+      continue;
+    }
+    if (!pick()) stuck();
+    Fiber* const next = lanes_[current_].fiber;
+    if (next == nullptr) continue;
+    here.thread = lanes_[current_].thread;
+    free_.push_back(running_);
+    enter(*next);
+  }
+}
+
+void Grid::end_lane() {
+  if (running_->overflowed()) fail("a thread used more than " + std::to_string(Fiber::kStackBytes) + " bytes of stack");
+  Warp& mine = warp();
+  mine.live &= ~bit();
+  --live_;
+  if (mine.arrived != 0 && mine.arrived == mine.live) open_warp(mine);
+  if (barrier_arrived_ != 0 && barrier_arrived_ == live_) open_barrier();
+}
+
+// Chooses the lane to run next, one of the current warp where there is one.
+bool Grid::pick() {
+  const int here_warp = current_ / kWarp;
+  const uint32_t random = random_ != 0 ? next_random() : 0;
+  const int first = random % 8 == 1 ? (random >> 8) % n_warps_ : here_warp;
+  for (int i = 0; i < n_warps_; ++i) {
+    const int w = (first + i) % n_warps_;
+    const uint32_t ready = warps_[w].ready;
+    if (ready == 0) continue;
+    const int turned = random >> 24 & 31;
+    const int lane = (std::countr_zero(std::rotr(ready, turned)) + turned) % kWarp;
+    warps_[w].ready &= ~(1u << lane);
+    current_ = w * kWarp + lane;
+    return true;
+  }
+  return false;
+}
+
+void Grid::enter(Fiber& fiber) {
+  Fiber* const from = running_;
+  running_ = &fiber;
+  from->leave_to(fiber);
+}
+
+// Goes on with another lane until this one is picked again.
+void Grid::wait() {
+  const int self = current_;
+  if (!pick()) stuck();
+  if (current_ == self) return;
+  Fiber* const next = lanes_[current_].fiber;
+  if (next != nullptr) here.thread = lanes_[current_].thread;
+  enter(next != nullptr ? *next : free_fiber());
+}
+
+Fiber& Grid::free_fiber() {
+  if (free_.empty()) {
+    fibers_.push_back(std::make_unique<Fiber>(&Grid::fiber_main));
+    return *fibers_.back();
+  }
+  Fiber* const fiber = free_.back();
+  free_.pop_back();
+  return *fiber;
+}
+
+// -------------------------------------------------------------------------------------------------------- what they wait for
+
+void Grid::open_barrier() {
+  for (int w = 0; w < n_warps_; ++w) {
+    warps_[w].ready |= warps_[w].at_barrier;
+    warps_[w].at_barrier = 0;
+  }
+  barrier_arrived_ = 0;
+}
+
+void Grid::barrier(int line) {
+  if (barrier_arrived_ == 0) barrier_line_ = line;
+  if (line != barrier_line_) {
+    fail("threads wait at different barriers, of lines " + std::to_string(barrier_line_) + " and " + std::to_string(line));
+  }
+  warp().at_barrier |= bit();
+  if (++barrier_arrived_ == live_) {
+    open_barrier();
+    if (random_ == 0) {
+      warp().ready &= ~bit();
+      return;
+    }
+  }
+  wait();
+}
+
+void Grid::open_warp(Warp& warp) {
+  warp.turns[warp.turn].live = warp.live;
+  warp.turn ^= 1;
+  warp.ready |= warp.arrived;
+  warp.arrived = 0;
+}
+
+Told Grid::exchange(uint64_t value, Exchange kind, int line) {
+  Warp& mine = warp();
+  Warp::Turn& turn = mine.turns[mine.turn];
+  const int lane = current_ % kWarp;
+  if (mine.arrived == 0) {
+    mine.kind = kind;
+    mine.line = line;
+    turn.ballot = 0;
+  } else if (kind != mine.kind || line != mine.line) {
+    fail(std::string("lanes of a warp are at ") + name(mine.kind) + " of line " + std::to_string(mine.line) + " and at " + name(kind) +
+         " of line " + std::to_string(line));
+  }
+  turn.values[lane] = value;
+  turn.ballot |= static_cast<uint32_t>(value != 0) << lane;
+  mine.arrived |= bit();
+  if (mine.arrived == mine.live) {
+    open_warp(mine);
+    if (random_ == 0) {
+      mine.ready &= ~bit();
+      return {turn.values, turn.live, turn.ballot};
+    }
+  }
+  wait();
+  return {turn.values, turn.live, turn.ballot};
+}
+
+void Grid::sleep() {
+  if (closing_.load(std::memory_order_relaxed)) fail("the device was closed while it waited");
+  std::this_thread::yield();
+}
+
+// Nobody can go on: some wait for others that wait elsewhere.
+void Grid::stuck() {
+  std::string where;
+  for (int w = 0; w < n_warps_; ++w) {
+    const Warp& warp = warps_[w];
+    const int arrived = std::popcount(warp.arrived);
+    if (arrived == 0) continue;
+    where = std::to_string(arrived) + " of " + std::to_string(std::popcount(warp.live)) + " lanes of warp " + std::to_string(w) + " wait at " +
+            name(warp.kind) + " of line " + std::to_string(warp.line);
+    break;
+  }
+  if (barrier_arrived_ > 0) {
+    where += (where.empty() ? "" : ", ") + std::to_string(barrier_arrived_) + " of " + std::to_string(live_) +
+             " threads at the barrier of line " + std::to_string(barrier_line_);
+  }
+  fail("not all threads come to where others wait: " + where);
+}
+
+// Gives the launch up, and with it what its fibers were doing.
+void Grid::fail(const std::string& what) {
+  const uint3 b = here.block, t = here.thread;
+  const auto text = [](uint3 at) { return "(" + std::to_string(at.x) + ", " + std::to_string(at.y) + ", " + std::to_string(at.z) + ")"; };
+  error_ = std::string("kernel ") + launch_->kernel + ", block " + text(b) + ", thread " + text(t) + ": " + what;
+  running_->leave_to(home_);
+  __builtin_unreachable();
+}
+
+uint32_t Grid::next_random() {
+  random_ = random_ * 6364136223846793005ull + 1442695040888963407ull;
+  return static_cast<uint32_t>(random_ >> 32);
+}
+
+}  // namespace pi::cuda::emulator

@@ -1,0 +1,63 @@
+// Finds and loads what was built for a device. Nothing is loaded before a device is asked for, so one addon runs on every
+// machine.
+#include <dlfcn.h>
+
+#include <cstdlib>
+#include <string>
+
+#include "cuda/module.h"
+
+namespace pi::cuda {
+
+namespace {
+
+#if defined(__APPLE__)
+constexpr const char* kSuffix = ".dylib";
+#else
+constexpr const char* kSuffix = ".so";
+#endif
+
+// The folder of the file that this code was loaded from: the addon, or an executable.
+std::string own_folder() {
+  Dl_info info{};
+  if (::dladdr(reinterpret_cast<const void*>(&own_folder), &info) == 0 || info.dli_fname == nullptr) return ".";
+  const std::string path = info.dli_fname;
+  const size_t slash = path.rfind('/');
+  return slash == std::string::npos ? "." : path.substr(0, slash);
+}
+
+// PI_DEVICE_PATH, or beside ourselves.
+std::string module_path(const std::string& name) {
+  const char* const folder = std::getenv("PI_DEVICE_PATH");
+  return (folder != nullptr && *folder != '\0' ? std::string(folder) : own_folder()) + "/" + name + kSuffix;
+}
+
+Opened none(std::string reason) { return {nullptr, std::move(reason)}; }
+
+Opened open_module(const std::string& name, const std::string& how_to_build, int ordinal) {
+  const std::string path = module_path(name);
+  void* const module = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);  // never closed: its threads and memory live on
+  if (module == nullptr) {
+    const char* const why = ::dlerror();
+    return none("there is no " + path + " that loads (" + (why != nullptr ? why : "unknown") + "); " + how_to_build);
+  }
+  const auto open = reinterpret_cast<OpenFunction*>(::dlsym(module, kOpenFunction));
+  if (open == nullptr) return none(path + " has no " + kOpenFunction);
+  char reason[512] = "";
+  Device* const device = open(interface_id(), ordinal, reason, sizeof reason);
+  if (device == nullptr) return none(reason);
+  return {std::shared_ptr<Device>(device), ""};
+}
+
+}  // namespace
+
+Opened open_device(int ordinal) {
+  const char* const setting = std::getenv("PI_DEVICE");
+  const std::string which = setting != nullptr && *setting != '\0' ? setting : "cuda";
+  if (which == "none") return none("PI_DEVICE is none");
+  if (which == "emulated") return open_module("pi_emulated", "build it with: cmake --build build --target pi_emulated", ordinal);
+  if (which == "cuda") return open_module("pi_cuda", "build it with CUDA's nvcc installed: PI_CUDA=1 npm run build:native", ordinal);
+  return none("PI_DEVICE is " + which + ", expected none, cuda or emulated");
+}
+
+}  // namespace pi::cuda

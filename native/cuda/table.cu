@@ -1,0 +1,30 @@
+#include "cuda/launchers.h"
+
+namespace pi::cuda {
+
+const Kernels& launchers() {
+  static const Kernels table{
+      .receive = &cuda::receive,
+      .publish = &cuda::publish,
+      .stamp = &cuda::stamp,
+      .norm = &cuda::norm,
+      .quantize = &cuda::quantize,
+      .merge = &cuda::merge,
+      .project = &cuda::project,
+      .gemm = &cuda::gemm,
+      .activate = &cuda::activate,
+      .store_kv = &cuda::store_kv,
+      .attend = &cuda::attend,
+      .score = &cuda::score,
+      .select = &cuda::select,
+      .neurons = &cuda::neurons,
+      .down = &cuda::down,
+      .highest = &cuda::highest,
+      .gemm_workspace = &cuda::gemm_workspace,
+      .attention_workspace = &cuda::attention_workspace,
+      .highest_workspace = &cuda::highest_workspace,
+  };
+  return table;
+}
+
+}  // namespace pi::cuda

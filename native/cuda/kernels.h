@@ -97,6 +97,7 @@ struct Merge {
   const int32_t* skip_wait = nullptr;
   float* y = nullptr;
   Meeting signal;
+  uint32_t* arrivals = nullptr;  // with `signal`: a word of device memory, 0 before the first launch and after each
   int rows = 0, dim = 0;
 };
 
@@ -219,8 +220,11 @@ struct Select {
   Meeting signal;
 };
 
-// Gate, activation and up of the listed neurons: act[j][t] of neuron list[j], 0 where row t's mask has it not. A closed gate
-// ends a neuron. Without a gate matrix: f(up). Neuron i's rows of gate, up and down are rows slots[i] of them.
+// Gate, activation and up of the listed neurons i: act[i][t], 0 where row t's mask has it not. A closed gate ends a neuron.
+// Without a gate matrix: f(up). Neuron i's rows of gate, up and down are rows slots[i] of them; gate and up are of one type.
+//
+// `active` [mask_words(n_neurons) + 1] is all 0 before, and gets a bit for every neuron with an act that is not 0; `down`
+// reads it and leaves it all 0 again.
 struct Neurons {
   DeviceMatrix gate, up;
   const float *gate_bias = nullptr, *up_bias = nullptr;  // by neuron
@@ -234,21 +238,23 @@ struct Neurons {
   int n_neurons = 0;
   DeviceRows x;
   int rows = 0;
-  float* act = nullptr;  // [list, T]
+  float* act = nullptr;  // [n_neurons, T]; those of other neurons stay as they are
+  uint32_t* active = nullptr;
   // Sums over launches, unless null: neuron-rows that were asked for, and those that fired; and per neuron, rows in which it
   // fired.
   unsigned long long* counters = nullptr;  // [2]
   uint32_t* fired = nullptr;               // [n_neurons]
 };
 
-// parts[s][t] = sum over the s-th stretch of the list, in order, of act[j][t] * down[slot of list[j]].
+// Σ_s parts[s][t] = sum over active neurons i of act[i][t] * down[slots[i]]. Which part has a neuron, and its place in the sum,
+// follow from its number alone, so that sums do not depend on the neurons that are idle; neighbours are dealt to different
+// parts. `active` is all 0 afterwards. n_parts >= n_neurons / 16384.
 struct Down {
   DeviceMatrix w;
-  const int32_t* list = nullptr;
-  const int32_t* count = nullptr;
   const int32_t* slots = nullptr;
+  uint32_t* active = nullptr;
   const float* act = nullptr;
-  int rows = 0, n_parts = 0;
+  int n_neurons = 0, rows = 0, n_parts = 0;
   float* parts = nullptr;  // [n_parts, T, w.cols]
 };
 

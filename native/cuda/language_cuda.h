@@ -8,6 +8,8 @@
 
 namespace pi::cuda {
 
+constexpr const char *kBackend = "cuda", *kVendor = "NVIDIA";
+
 // The first launch that failed is named at the next synchronize (cuda/runtime.cu).
 void note_launch(const char* kernel, cudaError_t status);
 

@@ -29,6 +29,61 @@ export interface OpenOptions {
   /** Tokens of KV cache to allocate, in blocks of `KV_BLOCK` tokens, and the type they are kept in. */
   kvBlocks: number;
   kvType: KvType;
+  /** What of the model is on the GPU; absent: nothing, and no device is opened. */
+  gpu?: GpuOptions;
+}
+
+/** A split of a model between the CPU and the GPU. */
+export interface GpuOptions {
+  /**
+   * Per layer: the GPU has the first `neurons` rows of the FFN. `predictor` must be true where a layer with a predictor has
+   * GPU neurons: its scores then come from the GPU for both devices.
+   */
+  layers: readonly { neurons: number; attention: boolean; predictor: boolean }[];
+  head: boolean;
+  /** Bytes of device memory that this process may take, all told. */
+  vramBytes: number;
+  /** Rows of a step at most that the GPU has scratch for; longer steps are cut by the engine. */
+  maxRows: number;
+}
+
+/** What a split takes of device memory, in bytes, each a sum of what is really allocated. */
+export interface GpuMemory {
+  weights: number;
+  predictors: number;
+  kv: number;
+  scratch: number;
+  context: number;
+  total: number;
+}
+
+/** The GPU that this process would use, or why there is none. */
+export type DeviceReport =
+  | {
+      found: true;
+      name: string;
+      /** `cuda`, `hip` or `emulated`. */
+      backend: string;
+      /** Compute capability, e.g. "8.9". */
+      compute: string;
+      multiprocessors: number;
+      /** Device memory, and what of it is free with this process's context in place, which takes `contextBytes`. */
+      totalBytes: number;
+      freeBytes: number;
+      contextBytes: number;
+      /** Of CUDA: the newest that the driver knows, and the one that this build has, e.g. "12.4". */
+      driverVersion: string;
+      runtimeVersion: string;
+    }
+  | { found: false; reason: string };
+
+/** How fast the GPU is, in bytes per second and seconds. */
+export interface DeviceMeasurement {
+  /** Of its memory, read by a kernel; and of copies from page-locked memory. */
+  bandwidth: number;
+  linkBandwidth: number;
+  /** T_sync: a kernel gives a row to the host, which answers at once, and another kernel has the answer. */
+  syncSeconds: number;
 }
 
 /** How keys and values are kept; `q8` in 8 bits, with a scale per position and head. */
@@ -129,6 +184,37 @@ export interface EngineStats {
   /** Wall time of all steps, and of its larger parts: projections of attention; keys and values; predictor and FFN; head. */
   seconds: number;
   partSeconds: { attention: number; kv: number; ffn: number; head: number };
+  /** Absent where nothing is on a GPU. */
+  gpu?: GpuStats;
+}
+
+/** What the two devices did since the last `resetStats`. */
+export interface GpuStats {
+  device: string;
+  memory: GpuMemory;
+  /** Bytes of weights and KV that decoding touched in the GPU's memory. */
+  bytes: EngineStats["bytes"];
+  /** Neurons times rows that were computed (their first matrix at least), and those of them that fired. */
+  neuronRows: { gpu: number; cpu: number };
+  firedRows: { gpu: number; cpu: number };
+  /** Vectors and masks that went from one device to the other, and their bytes. */
+  transfers: number;
+  transferBytes: number;
+  /** How often one device waited for the other, and how long the CPU did. */
+  waits: number;
+  hostWaitSeconds: number;
+  gpuLaunches: number;
+}
+
+/** Something that a device did, for `pi bench --trace`. */
+export interface TraceSpan {
+  device: "cpu" | "gpu";
+  /** -1: of no layer. */
+  layer: number;
+  name: string;
+  /** Seconds, of one clock for both devices. */
+  begin: number;
+  end: number;
 }
 
 /** Per-neuron counts of one layer, summed over profiled rows. Integers, so that merging is exact. */
@@ -156,6 +242,10 @@ export interface Engine {
   activationCounts(layer: number): ActivationCounts;
   stats(): EngineStats;
   resetStats(): void;
+  /** While on, what both devices do is written down. */
+  setTracing(on: boolean): void;
+  /** What was written down since tracing was turned on or last asked for; it is forgotten. */
+  trace(): TraceSpan[];
   /** Resident bytes the engine allocated (KV and scratch), without the mapped weights. */
   allocatedBytes(): number;
   /** Unmaps and joins; later calls throw. */
@@ -259,6 +349,12 @@ export interface Binding {
   /** Instruction set chosen at load: scalar, avx2, avx512, neon; and all that this machine could run. */
   isa(): { active: string; available: string[] };
   openEngine(options: OpenOptions): Engine;
+  /** Opens the GPU and closes it again: a second or less. `reason` is half a sentence. */
+  device(): DeviceReport;
+  /** Measures the GPU with `bytes` of its memory, or what is free. Rejects where there is none. */
+  probeDevice(bytes: number): Promise<DeviceMeasurement>;
+  /** What `openEngine` would take of device memory for `options.gpu`. Arithmetic alone: needs no GPU, and `context` is 0 without. */
+  gpuMemory(options: OpenOptions): GpuMemory;
   createTrainer(options: TrainerOptions): PredictorTrainer;
   /**
    * Converts `rows` x `cols` elements from a float type into `to`, optionally transposed (source is then

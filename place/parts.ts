@@ -1,4 +1,5 @@
 import { solveGreedy } from "./greedy.ts";
+import { hull } from "./hull.ts";
 import { total, type Problem, type Solution } from "./problem.ts";
 
 /** Choices of whole parts beyond which trying them all would take too long. */
@@ -96,9 +97,11 @@ function take(choice: Choice, kinds: readonly Kind[], options: number[]): void {
 
 /** What steps of the groups are worth at most that take no more than some bytes: the densest, the last one in part. */
 function relaxedValues(groups: Problem["groups"]): (capacity: number) => number {
-  const steps = groups.flatMap(({ sizes, values }) =>
-    sizes.slice(1).map((size, k) => ({ size: size - sizes[k]!, value: values[k + 1]! - values[k]! })),
-  );
+  const steps = groups.flatMap((group) => {
+    const { sizes, values } = group;
+    const kept = hull(group);
+    return kept.slice(1).map((o, k) => ({ size: sizes[o]! - sizes[kept[k]!]!, value: values[o]! - values[kept[k]!]! }));
+  });
   steps.sort((a, b) => b.value / b.size - a.value / a.size);
   const sizes = [0];
   const values = [0];

@@ -1,8 +1,8 @@
 /**
  * The placement problem as the solvers see it: from each group choose one option, so that the options fit the capacity
- * and their values add up to the most. Option 0 of a group is "nothing". A group of neurons offers prefixes of its
- * batches, hottest first, from the shortest worthwhile one (C_l neurons) on; any other part of the model offers itself
- * or nothing.
+ * and their values add up to the most. Option 0 of a group is "nothing". The group of a layer's FFN offers its predictor, and
+ * with it prefixes of its neurons, hottest first, from the shortest worthwhile one (C_l neurons) on; any other part of the
+ * model offers itself or nothing.
  */
 export interface Problem {
   /** Bytes. Sizes are whole numbers that doubles hold exactly, so sums stay exact past 4 GiB. */
@@ -11,8 +11,9 @@ export interface Problem {
 }
 
 /**
- * `sizes[o]` bytes and `values[o]` seconds saved per token by option `o`. Both start at 0 and grow, and value per byte
- * never grows from one step to the next (hottest first makes it so).
+ * `sizes[o]` bytes and `values[o]` seconds saved per token by option `o`. Both start at 0 and grow. Value per byte mostly
+ * falls from one step to the next (hottest first makes it so) but need not: the first neurons may be worth more than the
+ * predictor without which they cannot go.
  */
 export interface Group {
   sizes: number[];

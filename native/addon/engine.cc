@@ -59,6 +59,22 @@ struct Step {
   std::shared_ptr<Busy> busy;
 };
 
+Napi::Object bytes_object(Napi::Env env, const BytesTouched& bytes) {
+  Napi::Object out = Napi::Object::New(env);
+  const std::pair<const char*, uint64_t> parts[] = {{"embed", bytes.embed},         {"attention", bytes.attention}, {"kv", bytes.kv},
+                                                    {"predictor", bytes.predictor}, {"ffn", bytes.ffn},             {"head", bytes.head}};
+  for (const auto& [name, value] : parts) out.Set(name, static_cast<double>(value));
+  return out;
+}
+
+Napi::Object memory_object(Napi::Env env, const GpuMemory& memory) {
+  Napi::Object out = Napi::Object::New(env);
+  const std::pair<const char*, size_t> parts[] = {{"weights", memory.weights}, {"predictors", memory.predictors}, {"kv", memory.kv},
+                                                  {"scratch", memory.scratch}, {"context", memory.context},       {"total", memory.total()}};
+  for (const auto& [name, value] : parts) out.Set(name, static_cast<double>(value));
+  return out;
+}
+
 class EngineObject final : public Napi::ObjectWrap<EngineObject> {
  public:
   static Napi::Function define(Napi::Env env) {
@@ -69,6 +85,8 @@ class EngineObject final : public Napi::ObjectWrap<EngineObject> {
                         InstanceMethod<&EngineObject::set_thresholds>("setThresholds"),
                         InstanceMethod<&EngineObject::set_profiling>("setProfiling"),
                         InstanceMethod<&EngineObject::set_recall_tracking>("setRecallTracking"),
+                        InstanceMethod<&EngineObject::set_tracing>("setTracing"),
+                        InstanceMethod<&EngineObject::trace>("trace"),
                         InstanceMethod<&EngineObject::activation_counts>("activationCounts"),
                         InstanceMethod<&EngineObject::stats>("stats"),
                         InstanceMethod<&EngineObject::reset_stats>("resetStats"),
@@ -106,8 +124,14 @@ class EngineObject final : public Napi::ObjectWrap<EngineObject> {
   }
 
   static void run(Engine& engine, Step& step) {
+    const auto plain = [](const Choice& c) { return is_greedy(c) && c.top_logprobs == 0; };
+    step.batch.highest_only = !step.return_logits && !step.choices.empty() && std::all_of(step.choices.begin(), step.choices.end(), plain);
     step.out = engine.step(step.batch);
-    choose_all(engine, step);
+    if (step.out.highest.empty()) {
+      choose_all(engine, step);
+    } else {
+      step.chosen = std::move(step.out.highest);
+    }
   }
 
   Napi::Value step(const Napi::CallbackInfo& info) {
@@ -248,8 +272,41 @@ class EngineObject final : public Napi::ObjectWrap<EngineObject> {
     engine.set_thresholds({values.Data(), values.Data() + values.ElementLength()});
   }
 
-  void set_profiling(const Napi::CallbackInfo& info) { idle(info.Env()).set_profiling(info[0].ToBoolean()); }
-  void set_recall_tracking(const Napi::CallbackInfo& info) { idle(info.Env()).set_recall_tracking(info[0].ToBoolean()); }
+  // Calls `set(engine, on)`; what the engine refuses is the caller's error.
+  template <typename F>
+  void set_flag(const Napi::CallbackInfo& info, F&& set) {
+    try {
+      set(idle(info.Env()), info[0].ToBoolean().Value());
+    } catch (const std::runtime_error& error) {
+      throw Napi::Error::New(info.Env(), error.what());
+    }
+  }
+  void set_profiling(const Napi::CallbackInfo& info) {
+    set_flag(info, [](Engine& engine, bool on) { engine.set_profiling(on); });
+  }
+  void set_recall_tracking(const Napi::CallbackInfo& info) {
+    set_flag(info, [](Engine& engine, bool on) { engine.set_recall_tracking(on); });
+  }
+  void set_tracing(const Napi::CallbackInfo& info) {
+    set_flag(info, [](Engine& engine, bool on) { engine.set_tracing(on); });
+  }
+
+  Napi::Value trace(const Napi::CallbackInfo& info) {
+    Napi::Env env = info.Env();
+    const std::vector<TraceSpan> spans = idle(env).take_trace();
+    Napi::Array out = Napi::Array::New(env, spans.size());
+    for (size_t i = 0; i < spans.size(); ++i) {
+      Napi::HandleScope scope(env);
+      Napi::Object span = Napi::Object::New(env);
+      span.Set("device", spans[i].gpu ? "gpu" : "cpu");
+      span.Set("layer", spans[i].layer);
+      span.Set("name", spans[i].name);
+      span.Set("begin", spans[i].begin);
+      span.Set("end", spans[i].end);
+      out.Set(static_cast<uint32_t>(i), span);
+    }
+    return out;
+  }
   void reset_stats(const Napi::CallbackInfo& info) { idle(info.Env()).reset_stats(); }
   void close(const Napi::CallbackInfo& info) {
     if (engine_) idle(info.Env());
@@ -278,13 +335,7 @@ class EngineObject final : public Napi::ObjectWrap<EngineObject> {
     Napi::Env env = info.Env();
     const EngineStats& stats = idle(env).stats();
     const auto count = [&](uint64_t n) { return Napi::Number::New(env, static_cast<double>(n)); };
-    Napi::Object bytes = Napi::Object::New(env);
-    bytes.Set("embed", count(stats.bytes.embed));
-    bytes.Set("attention", count(stats.bytes.attention));
-    bytes.Set("kv", count(stats.bytes.kv));
-    bytes.Set("predictor", count(stats.bytes.predictor));
-    bytes.Set("ffn", count(stats.bytes.ffn));
-    bytes.Set("head", count(stats.bytes.head));
+    Napi::Object bytes = bytes_object(env, stats.bytes);
     Napi::Array layers = Napi::Array::New(env, stats.layers.size());
     for (size_t i = 0; i < stats.layers.size(); ++i) {
       const LayerStats& l = stats.layers[i];
@@ -307,6 +358,29 @@ class EngineObject final : public Napi::ObjectWrap<EngineObject> {
     parts.Set("ffn", stats.parts.ffn);
     parts.Set("head", stats.parts.head);
     out.Set("partSeconds", parts);
+    if (const GpuHalf* gpu = engine_->gpu()) out.Set("gpu", gpu_stats(env, stats.gpu, *gpu));
+    return out;
+  }
+
+  static Napi::Object gpu_stats(Napi::Env env, const GpuStats& stats, const GpuHalf& gpu) {
+    const auto count = [&](uint64_t n) { return Napi::Number::New(env, static_cast<double>(n)); };
+    const auto both = [&](uint64_t on_gpu, uint64_t on_cpu) {
+      Napi::Object out = Napi::Object::New(env);
+      out.Set("gpu", count(on_gpu));
+      out.Set("cpu", count(on_cpu));
+      return out;
+    };
+    Napi::Object out = Napi::Object::New(env);
+    out.Set("device", gpu.device_info().name);
+    out.Set("memory", memory_object(env, gpu.memory()));
+    out.Set("bytes", bytes_object(env, stats.bytes));
+    out.Set("neuronRows", both(stats.gpu_neurons, stats.cpu_neurons));
+    out.Set("firedRows", both(stats.gpu_fired, stats.cpu_fired));
+    out.Set("transfers", count(stats.transfers));
+    out.Set("transferBytes", count(stats.transfer_bytes));
+    out.Set("waits", count(stats.waits));
+    out.Set("hostWaitSeconds", stats.wait_seconds);
+    out.Set("gpuLaunches", count(stats.launches));
     return out;
   }
 
@@ -325,6 +399,15 @@ void register_engine(Napi::Env env, Napi::Object exports) {
   auto held = std::make_shared<Napi::FunctionReference>(Napi::Persistent(engine));
   exports.Set("openEngine", Napi::Function::New(env, [held](const Napi::CallbackInfo& info) -> Napi::Value {
                 return held->New({info[0]});
+              }));
+  exports.Set("gpuMemory", Napi::Function::New(env, [](const Napi::CallbackInfo& info) -> Napi::Value {
+                if (!info[0].IsObject()) fail(info.Env(), "options: expected an object");
+                const EngineOptions options = read_engine_options(info[0].As<Napi::Object>());
+                try {
+                  return memory_object(info.Env(), gpu_memory(options));
+                } catch (const std::exception& error) {
+                  throw Napi::Error::New(info.Env(), error.what());
+                }
               }));
 }
 

@@ -90,6 +90,20 @@ kernels::KvType read_kv_type(Napi::Env env, const std::string& name) {
   fail(env, "kvType: expected f32, f16 or q8, got " + name);
 }
 
+GpuOptions read_gpu(const Napi::Object& o) {
+  GpuOptions out;
+  out.head = flag(o, "head");
+  out.vram_bytes = static_cast<size_t>(std::max(0.0, number(o, "vramBytes")));
+  out.max_rows = integer(o, "maxRows", 1, 1 << 20);
+  const Napi::Array layers = object(o, "layers").As<Napi::Array>();
+  for (uint32_t i = 0; i < layers.Length(); ++i) {
+    Napi::HandleScope scope(o.Env());
+    const Napi::Object layer = layers.Get(i).As<Napi::Object>();
+    out.layers.push_back({integer(layer, "neurons", 0, 1 << 30), flag(layer, "attention"), flag(layer, "predictor")});
+  }
+  return out;
+}
+
 }  // namespace
 
 EngineOptions read_engine_options(const Napi::Object& options) {
@@ -114,6 +128,7 @@ EngineOptions read_engine_options(const Napi::Object& options) {
   out.threads = integer(options, "threads", 1, 1024);
   out.kv_blocks = integer(options, "kvBlocks", 1, 1 << 24);
   out.kv_type = read_kv_type(env, text(options, "kvType"));
+  if (options.Has("gpu") && options.Get("gpu").IsObject()) out.gpu = read_gpu(object(options, "gpu"));
   return out;
 }
 

@@ -58,15 +58,34 @@ bool replace_by_huge_pages(uint8_t* to, size_t bytes) {
 // Small files gain nothing; large ones must leave a quarter of the memory that is free to others.
 bool worth_upgrading(size_t size) { return size >= 8 * kHugePage && size / 3 * 4 <= available_memory(); }
 
+using Ranges = std::vector<std::pair<size_t, size_t>>;
+
+// Whole huge pages of the file that lie in none of `released`, which are in order and do not overlap.
+Ranges kept(size_t size, const Ranges& released) {
+  Ranges out;
+  size_t from = 0;
+  const auto keep_until = [&](size_t end) {
+    const size_t begin = (from + kHugePage - 1) / kHugePage * kHugePage, whole = end / kHugePage * kHugePage;
+    if (begin < whole) out.push_back({begin, whole});
+  };
+  for (const auto& [begin, end] : released) {
+    keep_until(begin);
+    from = end;
+  }
+  keep_until(size);
+  return out;
+}
+
 // Not at once: the first token should not have to share the machine with it.
-void upgrade(const std::stop_token& stop, uint8_t* data, size_t size) {
+void upgrade(const std::stop_token& stop, uint8_t* data, const Ranges& ranges) {
   std::mutex mutex;
   std::unique_lock lock(mutex);
   std::condition_variable_any().wait_for(lock, stop, std::chrono::seconds(1), [] { return false; });
   constexpr size_t kPiece = 16 * kHugePage;  // few enough mappings, even for the largest models
-  const size_t whole = size / kHugePage * kHugePage;
-  for (size_t at = 0; at < whole && !stop.stop_requested(); at += kPiece) {
-    if (!replace_by_huge_pages(data + at, std::min(kPiece, whole - at))) return;
+  for (const auto& [begin, end] : ranges) {
+    for (size_t at = begin; at < end; at += kPiece) {
+      if (stop.stop_requested() || !replace_by_huge_pages(data + at, std::min(kPiece, end - at))) return;
+    }
   }
 }
 
@@ -99,10 +118,24 @@ MappedFile::MappedFile(const std::string& path) {
   if (data == MAP_FAILED) throw std::runtime_error(path + ": cannot be mapped: " + std::strerror(error));
   ::madvise(data, view_.size, MADV_WILLNEED);
   view_.data = static_cast<const uint8_t*>(data);
+}
+
+void MappedFile::release(const uint8_t* at, size_t bytes) {
+  static const size_t page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+  const size_t begin = static_cast<size_t>(at - view_.data + page - 1) / page * page, end = static_cast<size_t>(at - view_.data + bytes) / page * page;
+  if (begin >= end) return;
+  ::madvise(const_cast<uint8_t*>(view_.data) + begin, end - begin, MADV_DONTNEED);
+  released_.push_back({begin, end});
+}
+
+void MappedFile::use_huge_pages() {
 #ifdef MREMAP_FIXED
-  if (worth_upgrading(view_.size)) {
-    upgrade_ = std::jthread([data = static_cast<uint8_t*>(data), size = view_.size](const std::stop_token& stop) { upgrade(stop, data, size); });
-  }
+  size_t size = view_.size;
+  for (const auto& [begin, end] : released_) size -= end - begin;
+  if (!worth_upgrading(size)) return;
+  std::sort(released_.begin(), released_.end());
+  uint8_t* const data = const_cast<uint8_t*>(view_.data);
+  upgrade_ = std::jthread([data, ranges = kept(view_.size, released_)](const std::stop_token& stop) { upgrade(stop, data, ranges); });
 #endif
 }
 

@@ -5,13 +5,11 @@
 #include <cstdint>
 #include <string>
 #include <thread>
+#include <utility>
+#include <vector>
 
 namespace pi {
 
-// Usable at once; meanwhile a thread puts huge pages under the mapping, piece by piece, where memory allows. Rows of a few
-// hundred bytes, picked all over a model, miss the TLB at every turn with 4 KiB pages: from huge pages they stream half
-// as fast again, and file systems do not offer those for what they cache. Resident memory stays what it was; what the
-// system caches of the file, it can drop.
 class MappedFile {
  public:
   // Throws std::runtime_error with path and reason.
@@ -23,6 +21,16 @@ class MappedFile {
 
   const uint8_t* data() const { return view_.data; }
   size_t size() const { return view_.size; }
+
+  // Gives back the memory of whole pages in [at, at + bytes), which will hardly be read again: what is, comes from the file.
+  // Before use_huge_pages, if at all.
+  void release(const uint8_t* at, size_t bytes);
+
+  // Starts a thread that puts huge pages under the mapping, piece by piece, where memory allows; not under what was
+  // released. Rows of a few hundred bytes, picked all over a model, miss the TLB at every turn with 4 KiB pages: from huge
+  // pages they stream half as fast again, and file systems do not offer those for what they cache. Resident memory stays
+  // what it was; what the system caches of the file, it can drop.
+  void use_huge_pages();
 
  private:
   // What a moved-from file no longer has.
@@ -38,6 +46,7 @@ class MappedFile {
   };
 
   View view_;
+  std::vector<std::pair<size_t, size_t>> released_;  // begin and end, in the file
   std::jthread upgrade_;
 };
 

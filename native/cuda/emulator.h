@@ -71,6 +71,7 @@ namespace pi::cuda::emulator {
 struct Here {
   uint3 thread, block;
   dim3 block_dim, grid_dim;
+  int lane;  // of the warp
 };
 #if defined(__ELF__)
 extern constinit thread_local Here here __attribute__((tls_model("initial-exec")));
@@ -78,7 +79,7 @@ extern constinit thread_local Here here __attribute__((tls_model("initial-exec")
 extern constinit thread_local Here here;
 #endif
 
-constexpr int kWarp = 32;
+constexpr unsigned kWarp = 32;
 constexpr unsigned kMostThreads = 1024;
 constexpr size_t kMostShared = 99 << 10;  // of the smallest device since 8.0
 
@@ -119,10 +120,7 @@ Told exchange(uint64_t value, Exchange kind, int line);
 [[noreturn]] void fail(const char* what);
 void sleep();
 
-inline int lane() {
-  const Here& h = here;
-  return static_cast<int>((h.thread.x + h.block_dim.x * (h.thread.y + h.block_dim.y * h.thread.z)) % kWarp);
-}
+inline int lane() { return here.lane; }
 
 // `mask` must be all lanes.
 inline void expect_all(unsigned mask) {

@@ -23,11 +23,12 @@ namespace pi::cuda::emulator {
 namespace {
 
 constexpr size_t kPage = 64 << 10;  // of any machine, or a multiple
-constexpr size_t kMemory = kPage + 2 * Fiber::kStackBytes;
+constexpr size_t kColours = 128, kColourBytes = 512;
+constexpr size_t kMemory = kPage + 2 * Fiber::kStackBytes + kColours * kColourBytes;
 constexpr uint64_t kUntouched = 0x7069207374616bull;
-constexpr int kMarks = 64;
+constexpr int kMarks = 8;  // one line
 
-uint64_t* marks(char* memory) { return reinterpret_cast<uint64_t*>(memory + kMemory - Fiber::kStackBytes) - kMarks; }
+uint64_t* marks(char* top) { return reinterpret_cast<uint64_t*>(top - Fiber::kStackBytes) - kMarks; }
 
 }  // namespace
 
@@ -90,19 +91,20 @@ void pi_fiber_switch(void** save, void* load) {
 
 }  // namespace
 
-Fiber::Fiber(void (*body)()) {
+Fiber::Fiber(void (*body)(), size_t colour) {
   void* const memory = ::mmap(nullptr, kMemory, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
   ::mprotect(memory, kPage, PROT_NONE);
   memory_ = static_cast<char*>(memory);
-  for (int i = 0; i < kMarks; ++i) marks(memory_)[i] = kUntouched;
+  top_ = memory_ + kMemory - colour % kColours * kColourBytes;
+  for (int i = 0; i < kMarks; ++i) marks(top_)[i] = kUntouched;
 #if defined(__x86_64__) || defined(__aarch64__)
-  saved_ = first_frame(memory_ + kMemory, body);
+  saved_ = first_frame(top_, body);
 #else
   ucontext_t* const context = new ucontext_t;
   getcontext(context);
   context->uc_stack.ss_sp = memory_ + kPage;
-  context->uc_stack.ss_size = kMemory - kPage;
+  context->uc_stack.ss_size = top_ - memory_ - kPage;
   context->uc_link = nullptr;
   makecontext(context, body, 0);
   saved_ = context;
@@ -128,7 +130,7 @@ void Fiber::leave_to(Fiber& to) {
 bool Fiber::overflowed() const {
   if (memory_ == nullptr) return false;
   for (int i = 0; i < kMarks; ++i) {
-    if (marks(memory_)[i] != kUntouched) return true;
+    if (marks(top_)[i] != kUntouched) return true;
   }
   return false;
 }

@@ -51,8 +51,9 @@ std::string Grid::run(const Launch& launch) {
     return of + std::to_string(launch.shared_bytes) + " bytes of shared memory, of at most " + std::to_string(kMostShared);
   }
   threads_ = static_cast<int>(threads);
-  n_warps_ = (threads_ + kWarp - 1) / kWarp;
+  n_warps_ = static_cast<int>((threads + kWarp - 1) / kWarp);
   if (lanes_.size() < threads) lanes_.resize(threads);
+  for (int i = 0; i < threads_; ++i) lanes_[i] = {place(i, launch.block), nullptr};
   if (warps_.size() < size_t(n_warps_)) warps_.resize(n_warps_);
   if (shared_.size() < launch.shared_bytes + 2 * kGuard) shared_.resize(launch.shared_bytes + 2 * kGuard);
   here.block_dim = launch.block;
@@ -80,9 +81,8 @@ bool Grid::begin_block() {
     std::memset(data + kGuard, 0xff, launch_->shared_bytes);
     std::memset(data + kGuard + launch_->shared_bytes, kGuardByte, kGuard);
   }
-  for (int i = 0; i < threads_; ++i) lanes_[i] = {place(i, launch_->block), nullptr};
   for (int w = 0; w < n_warps_; ++w) {
-    const int n = std::min(kWarp, threads_ - w * kWarp);
+    const unsigned n = std::min(kWarp, threads_ - w * kWarp);
     Warp& warp = warps_[w];
     warp.live = warp.ready = n == kWarp ? ~0u : (1u << n) - 1;
     warp.arrived = warp.at_barrier = 0;
@@ -113,7 +113,7 @@ void Grid::fiber_main() { grid->run_lanes(); }
 void Grid::run_lanes() {
   for (;;) {
     lanes_[current_].fiber = running_;
-    here.thread = lanes_[current_].thread;
+    show_lane();
     launch_->body();
     end_lane();
     if (live_ == 0) {
@@ -127,14 +127,20 @@ void Grid::run_lanes() {
     if (!pick()) stuck();
     Fiber* const next = lanes_[current_].fiber;
     if (next == nullptr) continue;
-    here.thread = lanes_[current_].thread;
+    show_lane();
     free_.push_back(running_);
     enter(*next);
   }
 }
 
+void Grid::show_lane() {
+  here.thread = lanes_[current_].thread;
+  here.lane = static_cast<int>(current_ % kWarp);
+}
+
 void Grid::end_lane() {
   if (running_->overflowed()) fail("a thread used more than " + std::to_string(Fiber::kStackBytes) + " bytes of stack");
+  lanes_[current_].fiber = nullptr;
   Warp& mine = warp();
   mine.live &= ~bit();
   --live_;
@@ -144,18 +150,17 @@ void Grid::end_lane() {
 
 // Chooses the lane to run next, one of the current warp where there is one.
 bool Grid::pick() {
-  const int here_warp = current_ / kWarp;
   const uint32_t random = random_ != 0 ? next_random() : 0;
-  const int first = random % 8 == 1 ? (random >> 8) % n_warps_ : here_warp;
+  unsigned w = random % 8 == 1 ? (random >> 8) % n_warps_ : current_ / kWarp;
   for (int i = 0; i < n_warps_; ++i) {
-    const int w = (first + i) % n_warps_;
-    const uint32_t ready = warps_[w].ready;
-    if (ready == 0) continue;
-    const int turned = random >> 24 & 31;
-    const int lane = (std::countr_zero(std::rotr(ready, turned)) + turned) % kWarp;
-    warps_[w].ready &= ~(1u << lane);
-    current_ = w * kWarp + lane;
-    return true;
+    if (const uint32_t ready = warps_[w].ready; ready != 0) {
+      const unsigned turned = random >> 27;
+      const unsigned lane = (std::countr_zero(std::rotr(ready, turned)) + turned) % kWarp;
+      warps_[w].ready &= ~(1u << lane);
+      current_ = w * kWarp + lane;
+      return true;
+    }
+    if (++w == static_cast<unsigned>(n_warps_)) w = 0;
   }
   return false;
 }
@@ -168,17 +173,17 @@ void Grid::enter(Fiber& fiber) {
 
 // Goes on with another lane until this one is picked again.
 void Grid::wait() {
-  const int self = current_;
+  const unsigned self = current_;
   if (!pick()) stuck();
   if (current_ == self) return;
   Fiber* const next = lanes_[current_].fiber;
-  if (next != nullptr) here.thread = lanes_[current_].thread;
+  if (next != nullptr) show_lane();
   enter(next != nullptr ? *next : free_fiber());
 }
 
 Fiber& Grid::free_fiber() {
   if (free_.empty()) {
-    fibers_.push_back(std::make_unique<Fiber>(&Grid::fiber_main));
+    fibers_.push_back(std::make_unique<Fiber>(&Grid::fiber_main, fibers_.size()));
     return *fibers_.back();
   }
   Fiber* const fiber = free_.back();
@@ -222,7 +227,7 @@ void Grid::open_warp(Warp& warp) {
 Told Grid::exchange(uint64_t value, Exchange kind, int line) {
   Warp& mine = warp();
   Warp::Turn& turn = mine.turns[mine.turn];
-  const int lane = current_ % kWarp;
+  const unsigned lane = current_ % kWarp;
   if (mine.arrived == 0) {
     mine.kind = kind;
     mine.line = line;

@@ -52,8 +52,8 @@ class Grid {
   static void fiber_main();
   void run_lanes();
   bool begin_block();
-  void begin_lanes();
   void end_lane();
+  void show_lane();
   void end_block();
   bool pick();
   void enter(Fiber& fiber);
@@ -74,7 +74,7 @@ class Grid {
   int threads_ = 0, n_warps_ = 0, live_ = 0;
   std::vector<Warp> warps_;
   std::vector<Lane> lanes_;
-  int current_ = 0;  // lane, counted along the block's x, y, z
+  unsigned current_ = 0;  // lane, counted along the block's x, y, z
   int barrier_line_ = 0, barrier_arrived_ = 0;
   std::vector<uint8_t> shared_;
   std::string error_;

@@ -61,6 +61,13 @@ struct Publish {
   Meeting signal;
 };
 
+// out[0] += the sum of the words: reading at its fastest, for measuring.
+struct Sweep {
+  const uint32_t* words = nullptr;  // on 16 bytes
+  size_t n = 0;                     // a multiple of 4
+  uint32_t* out = nullptr;          // device memory
+};
+
 // The device's clock in nanoseconds to *out (page-locked or device memory).
 struct Stamp {
   uint64_t* out = nullptr;
@@ -68,7 +75,8 @@ struct Stamp {
 
 // ------------------------------------------------------------------------------------------------------------ streams
 
-// out[t] = x[t] / rms(x[t]) * weight, or (x - mean) / sqrt(var + eps) * weight + bias with a bias.
+// out[t] = x[t] / rms(x[t]) * weight, or (x - mean) / sqrt(var + eps) * weight + bias with a bias. At most 16,384
+// columns.
 struct Norm {
   const float* x = nullptr;  // [T, out.cols]
   const float* weight = nullptr;
@@ -153,7 +161,7 @@ constexpr size_t device_kv_side_bytes(kernels::KvType type, int kv_heads, int he
   return size_t(kv_heads) * kernels::kv_tile_bytes(type, head_dim);
 }
 
-// Where the rows of a step stand, in device memory.
+// Where the rows of a step stand, in device memory. A row at position -1 is nobody's: it stores nothing, and its attention is 0.
 struct RowPlaces {
   const int32_t* positions = nullptr;  // [T]
   const int32_t* sequences = nullptr;  // [T] row of `tables`
@@ -260,12 +268,22 @@ struct Down {
 
 // ---------------------------------------------------------------------------------------------------------------- head
 
-// Per row of logits: the highest one's token (of equal ones the lowest), that logit, and the natural logarithm of the sum of
-// exponentials.
+// How a row's token is drawn: at a temperature, as the CPU's sampler (engine/sampler.h) does without penalties, top-k, top-p
+// and min-p, with weights that may differ from its in their last bits. Temperature 0: the highest token.
+struct Draw {
+  float temperature;
+  int32_t position;
+  uint64_t seed;
+};
+
+// Per row of logits: the highest one's token (of equal ones the lowest), or the token drawn; its logit, and the natural
+// logarithm of the sum of exponentials. Logits that are no numbers are never highest, and make log_sum one; where all are, the
+// token is the last one.
 struct Highest {
   const float* logits = nullptr;  // [T, vocab]
   int rows = 0, vocab = 0;
-  int32_t* token = nullptr;  // [T], page-locked or device memory
+  const Draw* draws = nullptr;  // [T], page-locked or device memory; null: all temperatures are 0
+  int32_t* token = nullptr;     // [T], page-locked or device memory
   float* logit = nullptr;
   float* log_sum = nullptr;
   void* workspace = nullptr;  // highest_workspace() bytes
@@ -291,6 +309,7 @@ struct Kernels {
   void (*neurons)(void* stream, const Neurons&);
   void (*down)(void* stream, const Down&);
   void (*highest)(void* stream, const Highest&);
+  void (*sweep)(void* stream, const Sweep&);
 
   // Bytes of device memory, 256-aligned, that a kernel works in.
   size_t (*gemm_workspace)(const DeviceMatrix& w, bool transposed, int rows);

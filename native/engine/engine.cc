@@ -1,6 +1,6 @@
 #include "engine/engine.h"
 
-#include <chrono>
+#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 #include <utility>
@@ -12,14 +12,25 @@ namespace {
 class Lap {
  public:
   double operator()() {
-    const auto before = std::exchange(at_, Clock::now());
-    return std::chrono::duration<double>(at_ - before).count();
+    const double before = std::exchange(at_, Trace::now());
+    return at_ - before;
   }
 
  private:
-  using Clock = std::chrono::steady_clock;
-  Clock::time_point at_ = Clock::now();
+  double at_ = Trace::now();
 };
+
+// Positions that a sequence can have.
+int max_position(const ModelConfig& c, const EngineOptions& options) {
+  const int cached = options.kv_blocks * KvCache::kBlockTokens;
+  // Where block tables are copied to a GPU they are no longer than the model's context.
+  return c.rope && options.gpu.layers.empty() ? cached : std::min(cached, c.max_positions);
+}
+
+// Layers whose attention is the CPU's.
+int host_layers(const ModelConfig& c, const GpuOptions& gpu) {
+  return c.n_layers - static_cast<int>(std::count_if(gpu.layers.begin(), gpu.layers.end(), [](const LayerSplit& l) { return l.attention; }));
+}
 
 std::vector<MappedFile> map_files(const std::vector<std::string>& paths) {
   std::vector<MappedFile> files;
@@ -36,73 +47,93 @@ Engine::Engine(EngineOptions options)
       w_(bind_weights(c_, files_, options.tensors)),
       thresholds_(std::move(options.thresholds)),
       pool_(std::make_unique<ThreadPool>(options.threads)),
-      kv_(c_, options.kv_blocks, options.kv_type),
+      kv_(c_, host_layers(c_, options.gpu), options.kv_blocks, options.kv_type),
       ffn_(c_, k_),
       prefill_(c_, k_),
       head_(w_.head, w_.head_bias, k_),
-      max_position_(options.kv_blocks * KvCache::kBlockTokens) {
-  if (!c_.rope) max_position_ = std::min(max_position_, c_.max_positions);
-  if (c_.rope) {
-    const size_t half = c_.rope_frequencies.size();
-    cosine_.resize(half * max_position_);
-    sine_.resize(half * max_position_);
-    for (size_t i = 0; i < cosine_.size(); ++i) {
-      const double angle = double(i / half) * c_.rope_frequencies[i % half];
-      cosine_[i] = static_cast<float>(std::cos(angle));
-      sine_[i] = static_cast<float>(std::sin(angle));
-    }
-  }
+      max_position_(pi::max_position(c_, options)) {
+  if (c_.rope) rotate_positions();
   counts_.resize(c_.n_layers);
   for (ActivationCounts& counts : counts_) {
     for (auto* sums : {&counts.count, &counts.magnitude, &counts.contribution}) sums->resize(c_.n_neurons);
   }
   down_norms_.resize(c_.n_layers);
+  if (!options.gpu.layers.empty()) open_gpu(std::move(options.gpu), {options.kv_blocks, options.kv_type});
+  for (int layer = 0, next = 0; layer < c_.n_layers; ++layer) kv_layer_.push_back(gpu_ && gpu_->split(layer).attention ? -1 : next++);
+  for (MappedFile& file : files_) file.use_huge_pages();
   reset_stats();
 }
 
-// The forward pass. Comments give the shape of what each line produces; T is the number of rows.
-StepOutput Engine::step(const Batch& batch) {
-  Lap whole, lap;
-  PartSeconds& seconds = stats_.parts;
-  rows_.set(batch);
-  const int rows = rows_.n, n_outputs = batch.n_outputs;
-  const size_t dim = c_.dim;
-  StepOutput out;
-  out.hidden.resize(size_t(c_.n_layers) * batch.n_samples * dim);
-  out.contributions.resize(size_t(c_.n_layers) * batch.n_samples * c_.n_neurons);
-  reserve();
-
-  embed();  // x [T, dim]
-  lap();
-  for (int layer = 0; layer < c_.n_layers; ++layer) {
-    const LayerWeights& w = w_.layers[layer];
-    norm(w.attn_norm, x_.data(), rows, h_.data());  // h [T, dim]
-    project({{&w.q, w.q_bias, q_.data()}, {&w.k, w.k_bias, key_.data()}, {&w.v, w.v_bias, value_.data()}}, h_.data(),
-            stats_.bytes.attention);  // q [T, n_heads * head_dim], key and value [T, n_kv_heads * head_dim]
-    seconds.attention += lap();
-    attend(layer);  // attended [T, n_heads * head_dim]
-    seconds.kv += lap();
-    project({{&w.o, w.o_bias, attn_out_.data()}}, attended_.data(), stats_.bytes.attention);  // attn_out [T, dim]
-    if (!c_.parallel_residual) k_.add(attn_out_.data(), x_.data(), rows * c_.dim);
-    seconds.attention += lap();
-    if (c_.shared_norm) {
-      std::swap(h_, ffn_in_);
-    } else {
-      norm(w.ffn_norm, x_.data(), rows, ffn_in_.data());  // ffn_in [T, dim]
-    }
-    ffn(layer, out);  // ffn_out [T, dim]
-    if (c_.parallel_residual) k_.add(attn_out_.data(), x_.data(), rows * c_.dim);
-    k_.add(ffn_out_.data(), x_.data(), rows * c_.dim);
-    seconds.ffn += lap();
+void Engine::rotate_positions() {
+  const size_t half = c_.rope_frequencies.size();
+  cosine_.resize(half * max_position_);
+  sine_.resize(half * max_position_);
+  for (size_t i = 0; i < cosine_.size(); ++i) {
+    const double angle = double(i / half) * c_.rope_frequencies[i % half];
+    cosine_[i] = static_cast<float>(std::cos(angle));
+    sine_[i] = static_cast<float>(std::sin(angle));
   }
-  for (int i = 0; i < n_outputs; ++i) norm(w_.norm, &x_[rows_.outputs[i] * dim], 1, &h_[i * dim]);
-  project_outputs();
-  seconds.head += lap();
+}
 
-  out.logits = logits_.data();  // [n_outputs, vocab]
-  stats_.rows += rows;
+StepOutput Engine::step(const Batch& batch) {
+  Lap whole;
+  StepOutput out;
+  if (gpu_) {
+    step_beside_gpu(batch, out);
+  } else {
+    rows_.set(batch);
+    out.hidden.resize(size_t(c_.n_layers) * batch.n_samples * c_.dim);
+    out.contributions.resize(size_t(c_.n_layers) * batch.n_samples * c_.n_neurons);
+    forward(out);
+  }
+  stats_.rows += batch.n_rows;
   stats_.seconds += whole();
   return out;
+}
+
+// The forward pass. Comments give the shape of what each line produces; T is the number of rows.
+void Engine::forward(StepOutput& out) {
+  reserve();
+  embed();  // x [T, dim]
+  for (int layer = 0; layer < c_.n_layers; ++layer) {
+    attention(layer);  // x += attention, ffn_in [T, dim]
+    Lap lap;
+    ffn(layer, w_.layers[layer], out);  // ffn_out [T, dim]
+    k_.add(ffn_out_.data(), x_.data(), rows_.n * c_.dim);
+    stats_.parts.ffn += lap();
+  }
+  head();
+  out.logits = logits_.data();  // [n_outputs, vocab]
+}
+
+void Engine::attention(int layer) {
+  Lap lap;
+  PartSeconds& seconds = stats_.parts;
+  const LayerWeights& w = w_.layers[layer];
+  const int rows = rows_.n;
+  norm(w.attn_norm, x_.data(), rows, h_.data());  // h [T, dim]
+  project({{&w.q, w.q_bias, q_.data()}, {&w.k, w.k_bias, key_.data()}, {&w.v, w.v_bias, value_.data()}}, h_.data(),
+          stats_.bytes.attention);  // q [T, n_heads * head_dim], key and value [T, n_kv_heads * head_dim]
+  seconds.attention += lap();
+  attend(layer);  // attended [T, n_heads * head_dim]
+  seconds.kv += lap();
+  project({{&w.o, w.o_bias, attn_out_.data()}}, attended_.data(), stats_.bytes.attention);  // attn_out [T, dim]
+  if (!c_.parallel_residual) k_.add(attn_out_.data(), x_.data(), rows * c_.dim);
+  seconds.attention += lap();
+  if (c_.shared_norm) {
+    std::swap(h_, ffn_in_);
+  } else {
+    norm(w.ffn_norm, x_.data(), rows, ffn_in_.data());  // ffn_in [T, dim]
+  }
+  if (c_.parallel_residual) k_.add(attn_out_.data(), x_.data(), rows * c_.dim);
+  seconds.ffn += lap();
+}
+
+void Engine::head() {
+  Lap lap;
+  for (size_t i = 0; i < rows_.outputs.size(); ++i) norm(w_.norm, &x_[size_t(rows_.outputs[i]) * c_.dim], 1, &h_[i * c_.dim]);
+  project_outputs();
+  stats_.parts.head += lap();
 }
 
 void Engine::Rows::set(const Batch& batch) {
@@ -123,6 +154,17 @@ void Engine::Rows::set(const Batch& batch) {
     blocks[i] = batch.block_tables + size_t(batch.sequences[t]) * batch.blocks_per_sequence;
     modes[i] = FfnMode(batch.modes[t]);
   }
+  find_runs();
+  const auto places = [&](const int32_t* of, int count) {
+    std::vector<int32_t> out(count);
+    for (int i = 0; i < count; ++i) out[i] = place[of[i]];
+    return out;
+  };
+  outputs = places(batch.outputs, batch.n_outputs);
+  samples = places(batch.samples, batch.n_samples);
+}
+
+void Engine::Rows::find_runs() {
   constexpr int kRun = 8;  // rows that share what they read of the KV cache
   runs.clear();
   for (int i = 0; i < n; ++i) {
@@ -132,13 +174,6 @@ void Engine::Rows::set(const Batch& batch) {
       runs.push_back({i, 1});
     }
   }
-  const auto places = [&](const int32_t* of, int count) {
-    std::vector<int32_t> out(count);
-    for (int i = 0; i < count; ++i) out[i] = place[of[i]];
-    return out;
-  };
-  outputs = places(batch.outputs, batch.n_outputs);
-  samples = places(batch.samples, batch.n_samples);
 }
 
 void Engine::reserve() {
@@ -236,7 +271,7 @@ void Engine::cache_position(int layer, int row, int head) {
   const int position = rows_.positions[row];
   const size_t at = (size_t(row) * c_.n_kv_heads + head) * c_.head_dim, angle = size_t(position) * (c_.head_dim / 2);
   if (c_.rope) k_.rope(&key_[at], 1, c_.head_dim, &cosine_[angle], &sine_[angle]);
-  kv_.store(k_, layer, rows_.blocks[row][position / KvCache::kBlockTokens], position % KvCache::kBlockTokens, head, &key_[at], &value_[at]);
+  kv_.store(k_, kv_layer_[layer], rows_.blocks[row][position / KvCache::kBlockTokens], position % KvCache::kBlockTokens, head, &key_[at], &value_[at]);
 }
 
 // Attention of the query heads that share one KV head, in a run of rows.
@@ -254,7 +289,7 @@ void Engine::attend_head(int layer, int first, int rows, int head) {
     }
   }
   kernels::Attention a{};
-  kv_.describe(a, layer, head, rows_.blocks[first][0]);
+  kv_.describe(a, kv_layer_[layer], head, rows_.blocks[first][0]);
   a.queries = queries.data();
   a.n_queries = static_cast<int>(queries.size());
   a.head_dim = c_.head_dim;
@@ -285,27 +320,25 @@ void Engine::attend(int layer) {
 }
 
 // Rows of decoding that run dense share the weights they read; sparse rows run one by one.
-void Engine::ffn(int layer, StepOutput& out) {
+void Engine::ffn(int layer, const LayerWeights& w, StepOutput& out, bool asked) {
   const bool keep_activations = profiling_ || !rows_.samples.empty();
   dense_rows_.clear();
   sparse_rows_.clear();
   for (int t = 0; t < rows_.n_decode; ++t) {
-    const bool dense = rows_.modes[t] == FfnMode::kDense || (rows_.modes[t] == FfnMode::kExact && keep_activations);
+    const bool dense = !asked && (rows_.modes[t] == FfnMode::kDense || (rows_.modes[t] == FfnMode::kExact && keep_activations));
     (dense ? dense_rows_ : sparse_rows_).push_back(t);
   }
-  if (!dense_rows_.empty()) ffn_dense_rows(layer, out);
-  if (!sparse_rows_.empty()) ffn_sparse_rows(layer);
+  if (!dense_rows_.empty()) ffn_dense_rows(layer, w, out);
+  if (!sparse_rows_.empty()) ffn_sparse_rows(layer, w, asked);
   if (const int prefill = rows_.n - rows_.n_decode) {
     const size_t at = size_t(rows_.n_decode) * c_.dim;
-    const LayerWeights& w = w_.layers[layer];
     prefill_.ffn(w, &ffn_in_[at], prefill, &ffn_out_[at], Executor{pool_.get()});
     for (const MatrixView* m : {&w.gate, &w.up, &w.down_t}) stats_.bytes.ffn += m->rows * m->row_bytes;
   }
 }
 
-void Engine::ffn_dense_rows(int layer, StepOutput& out) {
+void Engine::ffn_dense_rows(int layer, const LayerWeights& w, StepOutput& out) {
   const size_t dim = c_.dim;
-  const LayerWeights& w = w_.layers[layer];
   const int rows = static_cast<int>(dense_rows_.size());
   const bool all = rows == rows_.n_decode, keep = profiling_ || !rows_.samples.empty();
   if (!all) {
@@ -322,14 +355,14 @@ void Engine::ffn_dense_rows(int layer, StepOutput& out) {
   if (!rows_.samples.empty()) copy_samples(layer, out);
 }
 
-void Engine::ffn_sparse_rows(int layer) {
-  const LayerWeights& w = w_.layers[layer];
+void Engine::ffn_sparse_rows(int layer, const LayerWeights& w, bool asked) {
   const bool predictors = w.predictor && has_predictors();
   const float threshold = predictors ? thresholds_[layer] : 0;
   std::vector<SparseRow> rows;
   for (const int t : sparse_rows_) {
     const size_t at = size_t(t) * c_.dim;
     rows.push_back({&ffn_in_[at], &ffn_out_[at], predictors && rows_.modes[t] == FfnMode::kPredictor, {}, {}});
+    if (asked) rows.back().asked = gpu_->asked(layer, t), rows.back().first_bit = gpu_->split(layer).neurons;
   }
   ffn_.sparse(w, threshold, rows, Executor{pool_.get()});
   for (SparseRow& row : rows) {
@@ -386,7 +419,37 @@ const std::vector<float>& Engine::down_norms(int layer) {
   return down_norms_[layer];
 }
 
+void Engine::set_thresholds(std::vector<float> thresholds) {
+  thresholds_ = std::move(thresholds);
+  if (gpu_) gpu_->set_thresholds(thresholds_);
+}
+
+void Engine::set_profiling(bool on) {
+  if (on) refuse_gpu("profiling");
+  profiling_ = on;
+}
+
+void Engine::set_recall_tracking(bool on) {
+  if (on) refuse_gpu("recall tracking");
+  recall_tracking_ = on;
+}
+
+void Engine::refuse_gpu(const char* what) const {
+  if (gpu_) throw std::runtime_error(std::string(what) + ": a part of the model is on a GPU; open it without");
+}
+
+void Engine::set_tracing(bool on) {
+  tracing_ = on;
+  if (gpu_) gpu_->set_trace(on ? &trace_ : nullptr);
+}
+
+const EngineStats& Engine::stats() {
+  if (gpu_) gpu_->collect(stats_.gpu, stats_.layers);
+  return stats_;
+}
+
 void Engine::reset_stats() {
+  if (gpu_) stats();
   stats_ = EngineStats{};
   stats_.layers.resize(c_.n_layers);
 }

@@ -11,10 +11,13 @@
 #include "base/thread_pool.h"
 #include "engine/config.h"
 #include "engine/ffn.h"
+#include "engine/gpu_half.h"
 #include "engine/head.h"
 #include "engine/kv_cache.h"
 #include "engine/prefill.h"
+#include "engine/sampler.h"
 #include "engine/stats.h"
+#include "engine/trace.h"
 #include "engine/weights.h"
 #include "kernels/kernels.h"
 
@@ -34,10 +37,13 @@ struct Batch {
   const int32_t* outputs = nullptr;
   int n_samples = 0;
   const int32_t* samples = nullptr;
+  // No logits are wanted but each output's highest token and its log probability.
+  bool highest_only = false;
 };
 
 struct StepOutput {
-  const float* logits = nullptr;        // [n_outputs, vocab], valid until the next step
+  const float* logits = nullptr;        // [n_outputs, vocab], valid until the next step; null where `highest` is filled
+  std::vector<Chosen> highest;          // [n_outputs], with highest_only where the head is a GPU's
   std::vector<uint16_t> hidden;         // f16 [n_layers, n_samples, dim]
   std::vector<uint8_t> contributions;   // [n_layers, n_samples, n_neurons]
 };
@@ -50,12 +56,16 @@ struct EngineOptions {
   int threads = 1;
   int kv_blocks = 1;
   kernels::KvType kv_type = kernels::KvType::kF16;
+  GpuOptions gpu;
 };
+
+// What the options' split would take of the device that is there, or of any where none is. Throws as the engine does.
+GpuMemory gpu_memory(const EngineOptions& options);
 
 // Not thread-safe. Holds no global state: any number of engines may live side by side.
 class Engine {
  public:
-  // Throws std::runtime_error when a file or tensor does not fit.
+  // Throws std::runtime_error when a file or tensor does not fit, or a split the GPU.
   explicit Engine(EngineOptions options);
 
   const ModelConfig& config() const { return c_; }
@@ -65,15 +75,21 @@ class Engine {
   bool has_predictors() const { return !thresholds_.empty(); }
   ThreadPool& pool() { return *pool_; }
 
-  // One forward pass. The batch is valid (checked at the N-API edge).
+  // Null without a GPU.
+  const GpuHalf* gpu() const { return gpu_.get(); }
+
+  // One forward pass. The batch is valid (checked at the N-API edge). With a GPU, throws std::runtime_error when that fails.
   StepOutput step(const Batch& batch);
 
   void set_threads(int threads) { pool_ = std::make_unique<ThreadPool>(threads); }
-  void set_thresholds(std::vector<float> thresholds) { thresholds_ = std::move(thresholds); }
-  void set_profiling(bool on) { profiling_ = on; }
-  void set_recall_tracking(bool on) { recall_tracking_ = on; }
+  void set_thresholds(std::vector<float> thresholds);
+  // Neither is done where a GPU has a part: throw std::runtime_error.
+  void set_profiling(bool on);
+  void set_recall_tracking(bool on);
+  void set_tracing(bool on);
+  std::vector<TraceSpan> take_trace() { return trace_.take(); }
   const ActivationCounts& activation_counts(int layer) const { return counts_[layer]; }
-  const EngineStats& stats() const { return stats_; }
+  const EngineStats& stats();
   void reset_stats();
   size_t allocated_bytes() const;
 
@@ -86,9 +102,24 @@ class Engine {
     std::vector<FfnMode> modes;
     std::vector<std::pair<int, int>> runs;  // first row and number of a few neighbours of one sequence
     void set(const Batch& batch);
+    void find_runs();
+    // Rows [begin, begin + count) alone, and which of the outputs are theirs.
+    Rows piece(int begin, int count, std::vector<int>& which) const;
   };
 
+  void rotate_positions();
+  void refuse_gpu(const char* what) const;
+  void forward(StepOutput& out);
+  void head();
+  // engine/hybrid.cc
+  void open_gpu(GpuOptions options, KvShape kv);
+  void step_beside_gpu(const Batch& batch, StepOutput& out);
+  void forward_beside_gpu(bool highest_only);
+  void walk_beside_gpu();
+  bool layer_beside_gpu(int layer, bool here);
+  bool cold_ffn(int layer);
   void embed();
+  void attention(int layer);
   void norm(const NormWeights& w, const float* x, int rows, float* y);
   void project(std::initializer_list<Projection> projections, const float* x, uint64_t& bytes);
   void project_decode(std::initializer_list<Projection> projections, const float* x, int rows);
@@ -96,9 +127,10 @@ class Engine {
   void attend(int layer);
   void cache_position(int layer, int row, int head);
   void attend_head(int layer, int first, int rows, int head);
-  void ffn(int layer, StepOutput& out);
-  void ffn_dense_rows(int layer, StepOutput& out);
-  void ffn_sparse_rows(int layer);
+  // `asked`: the GPU said which neurons each row of decoding needs.
+  void ffn(int layer, const LayerWeights& w, StepOutput& out, bool asked = false);
+  void ffn_dense_rows(int layer, const LayerWeights& w, StepOutput& out);
+  void ffn_sparse_rows(int layer, const LayerWeights& w, bool asked);
   void count_activations(int layer, int rows);
   void copy_samples(int layer, StepOutput& out);
   const std::vector<float>& down_norms(int layer);
@@ -116,6 +148,13 @@ class Engine {
   Head head_;
   int max_position_;
   std::vector<float> cosine_, sine_;  // [max_position, head_dim / 2]
+
+  std::unique_ptr<GpuHalf> gpu_;
+  std::vector<int> kv_layer_;               // where a layer's keys and values are in kv_
+  std::vector<LayerWeights> cold_;          // the host's part of each layer's FFN
+  Buffer<float> step_logits_;               // of steps that are cut
+  Trace trace_;
+  bool tracing_ = false;
 
   Rows rows_;
   // Scratch, [rows, …].

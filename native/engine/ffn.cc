@@ -6,25 +6,6 @@
 namespace pi {
 namespace {
 
-kernels::Unary unary(Activation a) {
-  switch (a) {
-    case Activation::kRelu:
-    case Activation::kDRelu:
-      return kernels::Unary::kRelu;
-    case Activation::kRelu2:
-      return kernels::Unary::kRelu2;
-    case Activation::kFatRelu:
-      return kernels::Unary::kFatRelu;
-    case Activation::kSilu:
-      return kernels::Unary::kSilu;
-    case Activation::kGelu:
-      return kernels::Unary::kGelu;
-    case Activation::kGeluTanh:
-      return kernels::Unary::kGeluTanh;
-  }
-  return kernels::Unary::kRelu;
-}
-
 // Those of rows[0 … n) with keep(i), in order, without a branch. `out` may be `rows`.
 template <typename Keep>
 int compress(const int32_t* rows, int n, int32_t* out, Keep&& keep) {
@@ -51,6 +32,25 @@ size_t rows_bytes(const MatrixView& w, int rows) { return w ? rows * w.row_bytes
 
 }  // namespace
 
+kernels::Unary unary(Activation a) {
+  switch (a) {
+    case Activation::kRelu:
+    case Activation::kDRelu:
+      return kernels::Unary::kRelu;
+    case Activation::kRelu2:
+      return kernels::Unary::kRelu2;
+    case Activation::kFatRelu:
+      return kernels::Unary::kFatRelu;
+    case Activation::kSilu:
+      return kernels::Unary::kSilu;
+    case Activation::kGelu:
+      return kernels::Unary::kGelu;
+    case Activation::kGeluTanh:
+      return kernels::Unary::kGeluTanh;
+  }
+  return kernels::Unary::kRelu;
+}
+
 void activate_neurons(const kernels::Table& table, const ModelConfig& config, float* gate, float* up, int n) {
   const kernels::Unary f = unary(config.activation);
   if (!config.gated) return table.activate(f, config.fatrelu_threshold, up, n);
@@ -59,15 +59,21 @@ void activate_neurons(const kernels::Table& table, const ModelConfig& config, fl
   table.multiply(gate, up, n);
 }
 
-Ffn::Ffn(const ModelConfig& config, const kernels::Table& table) : c_(config), k_(table), predictor_(table) {
+Ffn::Ffn(const ModelConfig& config, const kernels::Table& table) : c_(config), k_(table), predictor_(table) {}
+
+const Ffn::Shares& Ffn::shares(int n_neurons) {
+  const auto [found, made] = shares_.try_emplace(n_neurons);
+  if (!made) return found->second;
   // Dealt in short runs, so that every share has its part of the hot neurons and still reads several rows in a row.
   constexpr int kRun = 16;
-  for (int i = 0; i < c_.n_neurons; ++i) shares_[i / kRun % kShares].neurons.push_back(i);
+  Shares& shares = found->second;
+  for (int i = 0; i < n_neurons; ++i) shares[i / kRun % kShares].neurons.push_back(i);
   int first = 0;
-  for (Share& share : shares_) {
+  for (Share& share : shares) {
     share.first = first;
     first += static_cast<int>(share.neurons.size());
   }
+  return shares;
 }
 
 void Ffn::reserve(int rows) {
@@ -81,8 +87,8 @@ void Ffn::reserve(int rows) {
   grow(bytes_, n * kShares);
 }
 
-Ffn::Work Ffn::work(int share, int row) {
-  const size_t at = size_t(row) * c_.n_neurons + shares_[share].first;
+Ffn::Work Ffn::work(const Shares& shares, int share, int row) {
+  const size_t at = size_t(row) * c_.n_neurons + shares[share].first;
   return {&gate_[at], &up_[at], &list_[at], &parts_[(size_t(row) * kShares + share) * c_.dim]};
 }
 
@@ -112,13 +118,13 @@ kernels::Activations Ffn::set_input(const LayerWeights& w, int rows, const Execu
 }
 
 // out = b + the shares' parts, in order.
-void Ffn::sum_parts(const LayerWeights& w, int row, float* out) {
+void Ffn::sum_parts(const LayerWeights& w, const Shares& shares, int row, float* out) {
   if (w.down_bias) {
     std::copy_n(w.down_bias, c_.dim, out);
   } else {
     std::fill_n(out, c_.dim, 0.0f);
   }
-  for (int share = 0; share < kShares; ++share) k_.add(work(share, row).part, out, c_.dim);
+  for (int share = 0; share < kShares; ++share) k_.add(work(shares, share, row).part, out, c_.dim);
 }
 
 // ------------------------------------------------------------------------------------------------------------- dense
@@ -135,8 +141,9 @@ void Ffn::dense_rows(const LayerWeights& w, const float* x, int rows, float* out
   reserve(rows);
   std::copy_n(x, size_t(rows) * c_.dim, x_.data());
   const kernels::Activations in = set_input(w, rows, on);
-  const size_t neurons = c_.n_neurons;
-  on.ranges(c_.n_neurons, 64, [&](int begin, int end) {
+  const Shares& dealt = shares(w.up.rows);
+  const size_t neurons = w.up.rows;
+  on.ranges(w.up.rows, 64, [&](int begin, int end) {
     if (c_.gated) dot_range(w.gate, w.gate_bias, begin, end, in, gate_.data(), w.up.data);
     dot_range(w.up, w.up_bias, begin, end, in, up_.data(), nullptr);
     for (int t = 0; t < rows; ++t) {
@@ -146,16 +153,17 @@ void Ffn::dense_rows(const LayerWeights& w, const float* x, int rows, float* out
     }
   });
   on.each(kShares, [&](int index) {
-    const Share& share = shares_[index];
+    const Share& share = dealt[index];
     const int n = static_cast<int>(share.neurons.size());
     for (int t = 0; t < rows; ++t) {
-      float* const dealt = work(index, t).gate;  // gates are used up
-      for (int i = 0; i < n; ++i) dealt[i] = up_[t * neurons + share.neurons[i]];
-      std::fill_n(work(index, t).part, c_.dim, 0.0f);
+      float* const own = work(dealt, index, t).gate;  // gates are used up
+      for (int i = 0; i < n; ++i) own[i] = up_[t * neurons + share.neurons[i]];
+      std::fill_n(work(dealt, index, t).part, c_.dim, 0.0f);
     }
-    k_.axpy_rows({w.down_t, share.neurons.data(), 0, n, work(index, 0).gate, neurons, rows, work(index, 0).part, size_t(kShares) * c_.dim});
+    const Work first = work(dealt, index, 0);
+    k_.axpy_rows({w.down_t, share.neurons.data(), 0, n, first.gate, size_t(c_.n_neurons), rows, first.part, size_t(kShares) * c_.dim});
   });
-  (rows > 1 ? on : Executor{}).each(rows, [&](int t) { sum_parts(w, t, out + size_t(t) * c_.dim); });
+  (rows > 1 ? on : Executor{}).each(rows, [&](int t) { sum_parts(w, dealt, t, out + size_t(t) * c_.dim); });
 }
 
 // ------------------------------------------------------------------------------------------------------------ sparse
@@ -167,7 +175,7 @@ void Ffn::sparse(const LayerWeights& w, float threshold, std::span<SparseRow> ro
 // Scores of all neurons, in their order: a share's rows are too short to be fetched run by run.
 void Ffn::score_neurons(const LayerWeights& w, const kernels::Activations& x, const Executor& on) {
   predictor_.set_rows(w.predictor, x, on);
-  on.ranges(c_.n_neurons, 64, [&](int begin, int end) { predictor_.score(w.predictor, begin, end, score_.data(), c_.n_neurons); });
+  on.ranges(w.up.rows, 64, [&](int begin, int end) { predictor_.score(w.predictor, begin, end, score_.data(), w.up.rows); });
 }
 
 void Ffn::sparse_rows(const LayerWeights& w, float threshold, std::span<SparseRow> rows, const Executor& on) {
@@ -180,14 +188,15 @@ void Ffn::sparse_rows(const LayerWeights& w, float threshold, std::span<SparseRo
   }
   const kernels::Activations in = set_input(w, n, on);
   if (predict) score_neurons(w, in, on);
+  const Shares& dealt = shares(w.up.rows);
   on.each(kShares, [&](int share) {
     for (int t = 0; t < n; ++t) {
       const int at = t * kShares + share;
-      sparse_share(w, threshold, shares_[share], t, rows[t], work(share, t), stats_[at], bytes_[at]);
+      sparse_share(w, threshold, dealt[share], t, rows[t], work(dealt, share, t), stats_[at], bytes_[at]);
     }
   });
   for (int t = 0; t < n; ++t) {
-    sum_parts(w, t, rows[t].out);
+    sum_parts(w, dealt, t, rows[t].out);
     rows[t].stats = {};
     rows[t].bytes = {};
     for (int share = 0; share < kShares; ++share) {
@@ -207,8 +216,14 @@ void Ffn::sparse_share(const LayerWeights& w, float threshold, const Share& shar
   int n = static_cast<int>(share.neurons.size());
   bytes = {};
   if (in.predict) {
-    const float* score = &score_[size_t(row) * c_.n_neurons];
+    const float* score = &score_[size_t(row) * w.up.rows];
     n = compress(rows, n, work.list, [&](int i) { return score[share.neurons[i]] >= threshold; });
+    rows = work.list;
+  } else if (in.asked) {
+    n = compress(rows, n, work.list, [&](int i) {
+      const unsigned bit = share.neurons[i] + in.first_bit;
+      return (in.asked[bit / 32] >> bit % 32 & 1) != 0;
+    });
     rows = work.list;
   }
   stats = {0, 0, uint64_t(n), 0, 0};
@@ -234,7 +249,7 @@ void Ffn::sparse_share(const LayerWeights& w, float threshold, const Share& shar
   k_.axpy_rows({w.down_t, work.list, 0, n, work.up, 0, 1, work.part, 0});
   bytes.ffn += rows_bytes(w.down_t, n);
   stats.active = stats.hit = n;
-  if (!in.predict) stats.predicted = n;
+  if (!in.predict && !in.asked) stats.predicted = n;
 }
 
 LayerStats Ffn::recall(const LayerWeights& w, float threshold, const std::vector<float>& down_norms, const float* x) {
@@ -244,10 +259,11 @@ LayerStats Ffn::recall(const LayerWeights& w, float threshold, const std::vector
   score_neurons(w, in, Executor{});
   LayerStats stats{1, 0, 0, 0, 0};
   double total = 0, kept = 0;
+  const Shares& dealt = shares(w.up.rows);
   for (int index = 0; index < kShares; ++index) {
-    const Share& share = shares_[index];
+    const Share& share = dealt[index];
     const int n = static_cast<int>(share.neurons.size());
-    const Work at = work(index, 0);
+    const Work at = work(dealt, index, 0);
     if (c_.gated) dot(w.gate, w.gate_bias, share.neurons.data(), n, in, at.gate, 0);
     dot(w.up, w.up_bias, share.neurons.data(), n, in, at.up, 0);
     activate_neurons(k_, c_, at.gate, at.up, n);

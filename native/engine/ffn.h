@@ -7,6 +7,7 @@
 
 #include <array>
 #include <cstdint>
+#include <map>
 #include <span>
 #include <vector>
 
@@ -20,6 +21,9 @@
 
 namespace pi {
 
+// The function that gates and ups go through; dRelu's is that of both.
+kernels::Unary unary(Activation a);
+
 // up = f(gate) * up, or f(up) without a gate, for n neurons; gate is overwritten.
 void activate_neurons(const kernels::Table& table, const ModelConfig& config, float* gate, float* up, int n);
 
@@ -29,9 +33,12 @@ struct SparseRow {
   bool predict;    // otherwise exact
   LayerStats stats;
   BytesTouched bytes;
+  // Where others predicted: the neurons they ask for, neuron i of the weights being bit i + first_bit of 32-bit words.
+  const uint32_t* asked = nullptr;
+  int first_bit = 0;
 };
 
-// Keeps its buffers between calls; one call at a time.
+// Keeps its buffers between calls; one call at a time. Weights may be a layer's last neurons alone (LayerWeights::from).
 class Ffn {
  public:
   Ffn(const ModelConfig& config, const kernels::Table& table);
@@ -62,6 +69,7 @@ class Ffn {
     std::vector<int32_t> neurons;  // ascending
     int first;                     // where their values stand in a row of the scratch
   };
+  using Shares = std::array<Share, kShares>;
   // What one share of one row works in; views of the scratch, each as long as the share has neurons.
   struct Work {
     float *gate, *up;
@@ -75,8 +83,9 @@ class Ffn {
                     BytesTouched& bytes);
   void score_neurons(const LayerWeights& w, const kernels::Activations& x, const Executor& on);
   kernels::Activations set_input(const LayerWeights& w, int rows, const Executor& on);
-  Work work(int share, int row);
-  void sum_parts(const LayerWeights& w, int row, float* out);
+  const Shares& shares(int n_neurons);
+  Work work(const Shares& shares, int share, int row);
+  void sum_parts(const LayerWeights& w, const Shares& shares, int row, float* out);
   void reserve(int rows);
   void dot(const MatrixView& w, VectorView bias, const int32_t* rows, int n, const kernels::Activations& x, float* y, size_t y_stride,
            const MatrixView* next = nullptr) const;
@@ -84,7 +93,7 @@ class Ffn {
 
   const ModelConfig& c_;
   const kernels::Table& k_;
-  std::array<Share, kShares> shares_;
+  std::map<int, Shares> shares_;  // by number of neurons
   Predictor predictor_;
   Buffer<float> x_;                  // [rows, dim]
   Buffer<uint8_t> quants_;           // the same, quantised, where weights are blocks

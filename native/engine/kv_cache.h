@@ -14,19 +14,19 @@
 namespace pi {
 
 // Layout: [block][layer][keys | values][kv head][tile], a tile as in kernels::Attention: a sequence's memory grows by
-// whole pieces, so that huge pages waste little.
+// whole pieces, so that huge pages waste little. `n_layers` layers, numbered from 0, are those whose attention is here.
 class KvCache {
  public:
   static constexpr int kBlockTokens = kernels::kKvBlockTokens;
 
-  KvCache(const ModelConfig& config, int blocks, kernels::KvType type)
+  KvCache(const ModelConfig& config, int n_layers, int blocks, kernels::KvType type)
       : type_(type),
         head_dim_(config.head_dim),
         n_heads_(config.n_kv_heads),
         blocks_(blocks),
         tile_bytes_(kernels::kv_tile_bytes(type, config.head_dim)),
         side_bytes_(tile_bytes_ * config.n_kv_heads),
-        block_bytes_(2 * side_bytes_ * config.n_layers),
+        block_bytes_(2 * side_bytes_ * n_layers),
         data_(static_cast<uint8_t*>(std::calloc(bytes() + kHugePage, 1))) {
     if (!data_) throw std::runtime_error("KV cache: no memory for " + std::to_string(bytes()) + " bytes");
     advise_huge_pages(data_.get(), bytes() + kHugePage);

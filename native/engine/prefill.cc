@@ -98,7 +98,7 @@ void Prefill::neurons(const LayerWeights& w, int rows, int begin, int end, float
   for (int tile = 0; tile < tiles(rows); ++tile) {
     float* values = up + tile * panel;
     activate(w, begin, end, tile, gate + tile * panel, values);
-    uint8_t* out = active + tile * kernels::packed_bytes(whole_blocks(c_.n_neurons), k_.tile_tokens);
+    uint8_t* out = active + tile * kernels::packed_bytes(whole_blocks(w.up.rows), k_.tile_tokens);
     if (!w.down_t.blocks()) {
       std::copy_n(values, (end - begin) * tokens, reinterpret_cast<float*>(out) + begin * tokens);
       continue;
@@ -122,7 +122,7 @@ void Prefill::pack_down(const MatrixView& w, const Executor& on) {
 void Prefill::ffn(const LayerWeights& w, const float* x, int rows, float* out, const Executor& on) {
   const bool ints = w.up.blocks() || w.gate.blocks(), floats = !w.up.blocks() || (c_.gated && !w.gate.blocks());
   pack(x, rows, c_.dim, ints, floats, on);
-  const int n = c_.n_neurons;
+  const int n = w.up.rows;
   const size_t tokens = k_.tile_tokens, scratch = tiles(rows) * kPanel * tokens;
   const size_t active_bytes = kernels::packed_bytes(whole_blocks(n), k_.tile_tokens);
   grow(scratch_, 2 * on.threads() * scratch);

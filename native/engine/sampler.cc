@@ -115,6 +115,10 @@ int32_t pick(const float* logits, int vocab, const Choice& c, int position) {
 
 }  // namespace
 
+bool is_greedy(const Choice& c) {
+  return c.target < 0 && c.temperature <= 0 && c.repetition_penalty == 1 && c.presence_penalty == 0 && c.frequency_penalty == 0 && c.n_logit_bias == 0;
+}
+
 Chosen choose(const float* logits, int vocab, const Choice& choice, int position) {
   Chosen out;
   out.token = choice.target >= 0 ? choice.target : pick(logits, vocab, choice, position);

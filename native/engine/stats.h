@@ -2,7 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
+
+#include "engine/split.h"
 
 namespace pi {
 
@@ -25,12 +28,25 @@ struct LayerStats {
   }
 };
 
+// What a GPU did, and what it and the host had to tell each other.
+struct GpuStats {
+  // Neuron-rows of decoding that each side was asked for, and those that fired.
+  uint64_t gpu_neurons = 0, cpu_neurons = 0, gpu_fired = 0, cpu_fired = 0;
+  uint64_t transfers = 0, transfer_bytes = 0;  // between the two memories, weights left out
+  uint64_t waits = 0;                          // of the host for the GPU
+  double wait_seconds = 0;
+  uint64_t launches = 0;  // calls that gave the GPU work: one a step where it was recorded
+  // Weights and KV that decoding touched in the GPU's memory.
+  BytesTouched bytes;
+};
+
 struct EngineStats {
   uint64_t rows = 0;
   BytesTouched bytes;
   std::vector<LayerStats> layers;
   double seconds = 0;
   PartSeconds parts;
+  GpuStats gpu;
 };
 
 // Per-neuron sums of one layer in integers (2^-20 fixed point), so that merging runs is exact.

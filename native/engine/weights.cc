@@ -131,6 +131,23 @@ LayerWeights bind_layer(const Binder& bind, const ModelConfig& c, int layer) {
 
 }  // namespace
 
+MatrixView MatrixView::from(int first) const {
+  MatrixView out = *this;
+  if (rows == 0) return out;
+  out.data += first * row_bytes;
+  out.rows -= first;
+  return out;
+}
+
+LayerWeights LayerWeights::from(int first) const {
+  LayerWeights out = *this;
+  out.gate = gate.from(first), out.up = up.from(first), out.down_t = down_t.from(first);
+  for (VectorView* bias : {&out.gate_bias, &out.up_bias}) *bias = *bias ? *bias + first : nullptr;
+  out.down_bias = nullptr;
+  out.predictor = {};
+  return out;
+}
+
 size_t PredictorWeights::bytes() const {
   size_t sum = 0;
   for (const MatrixView* w : {&fc1, &fc2, &gate, &signs}) sum += *w ? w->rows * w->row_bytes : 0;

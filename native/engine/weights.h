@@ -16,6 +16,7 @@ namespace pi {
 struct MatrixView : kernels::Matrix {
   int rows = 0;
   explicit operator bool() const { return rows > 0; }
+  MatrixView from(int first) const;
   // True when it is multiplied with quantised activations.
   bool blocks() const { return rows > 0 && block_size(type) > 1; }
 };
@@ -55,7 +56,6 @@ struct PredictorWeights {
   size_t bytes() const;
 };
 
-
 struct LayerWeights {
   NormWeights attn_norm, ffn_norm;
   MatrixView q, k, v, o;
@@ -63,6 +63,9 @@ struct LayerWeights {
   MatrixView gate, up, down_t;  // [n_neurons, dim]
   VectorView gate_bias = nullptr, up_bias = nullptr, down_bias = nullptr;
   PredictorWeights predictor;
+
+  // The same with the FFN of neurons [first, n_neurons) alone, without what is not a neuron's: predictor and down bias.
+  LayerWeights from(int first) const;
 };
 
 struct ModelWeights {

@@ -1,6 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { solveGreedy } from "../../place/greedy.ts";
+import { hull } from "../../place/hull.ts";
 import { solveByParts } from "../../place/parts.ts";
 import { relativeGap, tighten, total, type Group, type Problem } from "../../place/problem.ts";
 import { referee } from "../../place/referee.ts";
@@ -24,6 +25,20 @@ function neurons(densities: number[], size: number, last: number, least: number)
 
 /** A whole part of the model, or nothing. */
 const part = (size: number, density: number): Group => ({ sizes: [0, size], values: [0, size * density] });
+
+/**
+ * A layer's FFN: its predictor, of `size` bytes, which costs time (below 0) or saves it, and neurons that go with it alone.
+ * What is worth no more than something smaller is not offered.
+ */
+function ffn(predictor: number, saved: number, { sizes, values }: Group): Group {
+  const group: Group = { sizes: [0], values: [0] };
+  for (const [o, size] of sizes.entries()) {
+    if (values[o]! + saved <= group.values.at(-1)!) continue;
+    group.sizes.push(size + predictor);
+    group.values.push(values[o]! + saved);
+  }
+  return group;
+}
 
 const everything = ({ groups }: Problem): number => groups.reduce((sum, { sizes }) => sum + sizes.at(-1)!, 0);
 
@@ -53,10 +68,16 @@ function layers(maxBatches: number): fc.Arbitrary<Group> {
 
 const parts = fc.tuple(fc.integer({ min: 1, max: 1 << 20 }), density).map(([size, d]) => part(size, d));
 
+/** From predictors that cost as much as all neurons save to such as are worth more per byte than any neuron. */
+const ffns = (batches: number) =>
+  fc
+    .tuple(fc.integer({ min: 1, max: 1 << 20 }), fc.double({ min: -1, max: 2, noNaN: true }), layers(batches))
+    .map(([size, d, group]) => ffn(size, d * Math.min(size, group.values.at(-1)!), group));
+
 function problems(groups: number, batches: number): fc.Arbitrary<Problem> {
   return fc
     .record({
-      groups: fc.array(fc.oneof(layers(batches), parts), { minLength: 1, maxLength: groups }),
+      groups: fc.array(fc.oneof(layers(batches), ffns(batches), parts), { minLength: 1, maxLength: groups }),
       share: fc.double({ min: 0, max: 1.1, noNaN: true }),
     })
     .map(({ groups: list, share }) => ({
@@ -127,10 +148,14 @@ describe("solve", () => {
     ],
     "layers too small for C_l": Array.from({ length: 8 }, () => neurons([1, 0.5], 64, 64, 5)),
     "attention and predictors among the neurons": Array.from({ length: 8 }, (_, l) => [
-      skewed(0.5 + l / 10),
+      ffn(321, 0.9 * 321, skewed(0.5 + l / 10)),
       part(1234 + l, 0.8),
-      part(321, 0.9),
     ]).flat(),
+    "predictors worth less than the first neurons": Array.from({ length: 12 }, (_, l) => [
+      ffn(700 + l, 0.05 * 700, skewed(0.5 + l / 20)),
+      part(1234 + l, 0.8),
+    ]).flat(),
+    "predictors that cost time": Array.from({ length: 12 }, (_, l) => ffn(900, -40 - l, skewed(0.3 + l / 20))),
   };
   for (const [name, groups] of Object.entries(adversarial)) {
     it.each([0, 0.02, 0.5, 0.98, 1, 2])(`${name}, %d of what all would take`, (share) => {
@@ -151,6 +176,30 @@ describe("solve", () => {
     const solution = solve({ groups, capacity: all - 1 });
     expect(total({ groups, capacity: all }, solution.options).size).toBe(all - batch * 100);
     expect(solution.options.at(-1)).toBe(2);
+  });
+});
+
+describe("hull", () => {
+  it("keeps steps whose value per byte never grows, below no option of the group", () => {
+    fc.assert(
+      fc.property(ffns(12), (group) => {
+        const { sizes, values } = group;
+        const kept = hull(group);
+        expect([kept[0], kept.at(-1)]).toEqual([0, sizes.length - 1]);
+        const slopes = kept.slice(1).map((o, k) => (values[o]! - values[kept[k]!]!) / (sizes[o]! - sizes[kept[k]!]!));
+        for (let k = 1; k < slopes.length; k++) expect(slopes[k]).toBeLessThanOrEqual(slopes[k - 1]! * (1 + 1e-9));
+        for (const [o, size] of sizes.entries()) {
+          const k = kept.findLastIndex((option) => option <= o);
+          const line = values[kept[k]!]! + (slopes[k] ?? 0) * (size - sizes[kept[k]!]!);
+          expect(values[o]).toBeLessThanOrEqual(line * (1 + 1e-9) + 1e-12);
+        }
+      }),
+    );
+  });
+
+  it("keeps equal batches apart, and skips a predictor that the first neurons are worth more than", () => {
+    expect(hull(neurons(Array<number>(9).fill(0.3), 64, 64, 1))).toEqual([0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    expect(hull({ sizes: [0, 10, 20, 30, 40], values: [0, 1, 5, 8, 9] })).toEqual([0, 3, 4]);
   });
 });
 
@@ -217,10 +266,11 @@ describe("HiGHS as referee", () => {
       groups: [
         neurons([1, 0.9, 0.4, 0.1], 64, 40, 2),
         neurons([0.7, 0.6, 0.5], 48, 48, 1),
+        ffn(30, -10, neurons([0.9, 0.8, 0.2], 40, 40, 1)),
         part(100, 0.55),
         part(70, 0.8),
       ],
-      capacity: 300,
+      capacity: 400,
     });
     const ours = solve(problem);
     const theirs = await referee(problem, { seconds: 30, gap: 1e-6, start: solveGreedy(problem).options });

@@ -124,6 +124,10 @@ export class FakeEngine implements Engine {
   setProfiling(): void {}
   setRecallTracking(): void {}
   resetStats(): void {}
+  setTracing(): void {}
+  trace(): [] {
+    return [];
+  }
   activationCounts(): never {
     throw new Error("not profiled");
   }

@@ -1,0 +1,339 @@
+// A model split between CPU and GPU against the same model on the CPU: any split gives the same logits.
+#include <algorithm>
+#include <cmath>
+#include <random>
+#include <stdexcept>
+#include <string>
+
+#include "checks/check.h"
+#include "checks/hybrid/tiny_model.h"
+#include "engine/engine.h"
+
+namespace pi::checks {
+namespace {
+
+// A step's rows of several sequences; sequence s has the KV blocks 5 s … 5 s + 4.
+struct Rows {
+  static constexpr int kBlocks = 5, kSequences = 3;
+  std::vector<int32_t> tokens, positions, sequences, outputs, tables;
+  std::vector<uint8_t> modes, prefill;
+
+  Rows() {
+    for (int i = 0; i < kSequences * kBlocks; ++i) tables.push_back(i * 7 % (kSequences * kBlocks));
+  }
+  void add(int sequence, int position, FfnMode mode, bool prompt = false, bool output = true) {
+    if (output) outputs.push_back(static_cast<int32_t>(tokens.size()));
+    tokens.push_back((position * 37 + sequence * 11 + 5) % 96);
+    positions.push_back(position);
+    sequences.push_back(sequence);
+    modes.push_back(static_cast<uint8_t>(prompt ? FfnMode::kDense : mode));
+    prefill.push_back(prompt);
+  }
+  Batch batch() const {
+    Batch b;
+    b.n_rows = static_cast<int>(tokens.size());
+    b.tokens = tokens.data(), b.positions = positions.data(), b.sequences = sequences.data();
+    b.block_tables = tables.data(), b.blocks_per_sequence = kBlocks;
+    b.modes = modes.data(), b.prefill = prefill.data();
+    b.n_outputs = static_cast<int>(outputs.size()), b.outputs = outputs.data();
+    return b;
+  }
+};
+
+std::vector<float> logits(Engine& engine, const Rows& rows) {
+  const StepOutput out = engine.step(rows.batch());
+  return {out.logits, out.logits + rows.outputs.size() * engine.config().vocab};
+}
+
+// The whole life of some sequences: prompts, decoding alone and together, both in one step, more rows than fit at once.
+std::vector<std::vector<float>> conversation(Engine& engine, FfnMode mode) {
+  std::vector<std::vector<float>> out;
+  Rows prompt;
+  for (int i = 0; i < 37; ++i) prompt.add(0, i, mode, true, i % 9 == 0);
+  out.push_back(logits(engine, prompt));
+  for (int i = 37; i < 40; ++i) {
+    Rows row;
+    row.add(0, i, mode);
+    out.push_back(logits(engine, row));
+  }
+  Rows mixed;
+  mixed.add(0, 40, mode);
+  for (int i = 0; i < 5; ++i) mixed.add(1, i, mode, true, i == 4);
+  out.push_back(logits(engine, mixed));
+  Rows together;
+  for (int i = 0; i < 3; ++i) together.add(0, 41 + i, mode);  // guessed tokens
+  together.add(1, 5, mode);
+  out.push_back(logits(engine, together));
+  Rows many;
+  for (int i = 0; i < 50; ++i) many.add(2, i, mode);  // scored: as decoding
+  out.push_back(logits(engine, many));
+  return out;
+}
+
+// Largest difference, in units of the row's largest logit.
+double distance(const std::vector<float>& a, const std::vector<float>& b, int vocab) {
+  double worst = a.size() == b.size() ? 0 : 1e9;
+  for (size_t row = 0; row * vocab < std::min(a.size(), b.size()); ++row) {
+    double high = 0, off = 0;
+    for (int i = 0; i < vocab; ++i) {
+      const size_t at = row * vocab + i;
+      high = std::max(high, std::fabs(double(a[at])));
+      off = std::max(off, std::fabs(double(a[at]) - b[at]));
+      if (!std::isfinite(b[at])) return 1e9;
+    }
+    worst = std::max(worst, off / high);
+  }
+  return worst;
+}
+
+GpuOptions nothing(const Shape& shape) {
+  GpuOptions gpu;
+  gpu.layers.resize(shape.n_layers);
+  gpu.vram_bytes = size_t{4} << 30;
+  gpu.max_rows = 40;
+  return gpu;
+}
+
+GpuOptions everything(const Shape& shape) {
+  GpuOptions gpu = nothing(shape);
+  for (LayerSplit& layer : gpu.layers) layer = {shape.n_neurons, true, !shape.predictor.empty()};
+  gpu.head = true;
+  return gpu;
+}
+
+// A share of every layer's neurons; attention and head here or there by the bits of `where`.
+GpuOptions share(const Shape& shape, double part, unsigned where) {
+  GpuOptions gpu = nothing(shape);
+  for (size_t layer = 0; layer < gpu.layers.size(); ++layer) {
+    const int neurons = static_cast<int>(std::lround(part * shape.n_neurons));
+    gpu.layers[layer] = {neurons, (where >> layer & 1) != 0, !shape.predictor.empty() && neurons > 0};
+  }
+  gpu.head = (where >> gpu.layers.size() & 1) != 0;
+  return gpu;
+}
+
+GpuOptions random_split(const Shape& shape, uint32_t seed) {
+  std::mt19937 random(seed);
+  GpuOptions gpu = nothing(shape);
+  for (LayerSplit& layer : gpu.layers) {
+    const int choices[] = {0, 0, 1, shape.n_neurons, static_cast<int>(random() % (shape.n_neurons + 1))};
+    layer.neurons = choices[random() % 5];
+    layer.attention = random() % 2;
+    layer.predictor = !shape.predictor.empty() && (layer.neurons > 0 || random() % 2);
+  }
+  gpu.head = random() % 2;
+  return gpu;
+}
+
+std::string text(const GpuOptions& gpu) {
+  std::string out;
+  for (const LayerSplit& layer : gpu.layers) {
+    out += std::to_string(layer.neurons) + (layer.attention ? "a" : "") + (layer.predictor ? "p" : "") + " ";
+  }
+  return out + (gpu.head ? "head" : "");
+}
+
+constexpr FfnMode kModes[] = {FfnMode::kDense, FfnMode::kExact, FfnMode::kPredictor};
+
+// Tolerance: block types quantise activations, where a difference in the last bit may move one of them by a step.
+std::string same_logits(const Shape& shape, const std::vector<GpuOptions>& splits) {
+  const TinyModel model(shape, 1);
+  const double tolerance = block_size(shape.type) > 1 || shape.kv == kernels::KvType::kQ8 ? 1e-2 : 1e-3;
+  for (const FfnMode mode : kModes) {
+    if (mode == FfnMode::kPredictor && shape.predictor.empty()) continue;
+    Engine alone(model.options());
+    const auto expected = conversation(alone, mode);
+    for (const GpuOptions& gpu : splits) {
+      EngineOptions options = model.options();
+      options.gpu = gpu;
+      Engine engine(std::move(options));
+      const auto found = conversation(engine, mode);
+      for (size_t step = 0; step < expected.size(); ++step) {
+        const double off = distance(expected[step], found[step], shape.vocab);
+        if (off <= tolerance) continue;
+        return "mode " + std::to_string(int(mode)) + ", split " + text(gpu) + ", step " + std::to_string(step) + ": logits differ by " + std::to_string(off);
+      }
+    }
+  }
+  return "";
+}
+
+std::vector<GpuOptions> some_splits(const Shape& shape, uint32_t seed) {
+  std::vector<GpuOptions> out;
+  for (const double part : {0.25, 0.5, 0.75}) out.push_back(share(shape, part, 0b1111));
+  out.push_back(share(shape, 0.5, 0b0010));
+  out.push_back(everything(shape));
+  for (uint32_t i = 0; i < 3; ++i) out.push_back(random_split(shape, seed + i));
+  return out;
+}
+
+struct Case {
+  const char* name;
+  Shape shape;
+};
+
+const std::vector<Case>& cases() {
+  static const std::vector<Case> all = [] {
+    std::vector<Case> out;
+    out.push_back({"f32, MLP", {}});
+    out.push_back({"f16, SVD, KV f16", {.type = DType::kF16, .predictor = "svd", .kv = kernels::KvType::kF16}});
+    out.push_back({"bf16, exact, dReLU", {.type = DType::kBF16, .predictor = "", .activation = Activation::kDRelu}});
+    out.push_back({"q8_0, 4-bit gate, KV q8", {.type = DType::kQ8_0, .predictor = "gate", .kv = kernels::KvType::kQ8}});
+    out.push_back({"q4_0, signs", {.type = DType::kQ4_0, .predictor = "signs"}});
+    out.push_back({"q4_0, MLP, FATReLU", {.type = DType::kQ4_0, .activation = Activation::kFatRelu}});
+    out.push_back({"OPT, f32, MLP", {.llama = false, .n_kv_heads = 4}});
+    out.push_back({"Falcon, f16, GELU", {.type = DType::kF16, .predictor = "", .llama = false, .parallel = true, .activation = Activation::kGelu, .n_kv_heads = 1}});
+    return out;
+  }();
+  return all;
+}
+
+const std::vector<Check> split_checks = [] {
+  std::vector<Check> out;
+  uint32_t seed = 10;
+  for (const Case& c : cases()) {
+    out.emplace_back("hybrid: any split gives the CPU's logits: " + std::string(c.name), [&c, at = seed += 10] { return same_logits(c.shape, some_splits(c.shape, at)); });
+  }
+  return out;
+}();
+
+const Check repeatable("hybrid: the same bits again, and of a row in company", [] {
+  const Shape shape;
+  const TinyModel model(shape, 2);
+  std::vector<float> first;
+  for (int round = 0; round < 3; ++round) {
+    EngineOptions options = model.options();
+    options.gpu = share(shape, 0.4, 0b0111);
+    Engine engine(std::move(options));
+    Rows rows;
+    if (round == 2) rows.add(1, 0, FfnMode::kExact, false, false);
+    rows.add(0, 0, FfnMode::kPredictor);
+    const std::vector<float> found = logits(engine, rows);
+    if (round == 0) first = found;
+    if (found != first) return "round " + std::to_string(round) + " differs";
+  }
+  return std::string();
+});
+
+const Check counted("hybrid: what is asked of both sides adds up, one launch a step, nobody waits where nothing is cold", [] {
+  Shape shape;
+  shape.threshold = 1e9f;  // nothing is predicted
+  const TinyModel model(shape, 3);
+  EngineOptions options = model.options();
+  options.gpu = share(shape, 0.5, 0b1111);
+  Engine engine(std::move(options));
+  for (int i = 0; i < 4; ++i) {
+    Rows row;
+    row.add(0, i, FfnMode::kPredictor);
+    logits(engine, row);
+  }
+  const GpuStats idle = engine.stats().gpu;
+  if (idle.gpu_neurons != 0 || idle.cpu_neurons != 0) return std::string("neurons were computed that nobody asked for");
+  if (idle.launches != 4) return "launches: expected 4, got " + std::to_string(idle.launches);
+  engine.set_thresholds(std::vector<float>(shape.n_layers, -1e9f));  // all are
+  engine.reset_stats();
+  Rows row;
+  row.add(0, 4, FfnMode::kPredictor);
+  logits(engine, row);
+  const GpuStats all = engine.stats().gpu;
+  const uint64_t half = uint64_t(shape.n_neurons / 2) * shape.n_layers;
+  if (all.gpu_neurons != half || all.cpu_neurons != half) {
+    return "expected " + std::to_string(half) + " neurons on each side, got " + std::to_string(all.gpu_neurons) + " and " + std::to_string(all.cpu_neurons);
+  }
+  return std::string();
+});
+
+std::string error_of(const EngineOptions& options) {
+  try {
+    Engine engine(options);
+    return "";
+  } catch (const std::runtime_error& error) {
+    return error.what();
+  }
+}
+
+const Check budget("hybrid: a budget is kept to the byte, and one byte less is refused with the numbers", [] {
+  const Shape shape;
+  const TinyModel model(shape, 4);
+  EngineOptions options = model.options();
+  options.gpu = share(shape, 0.5, 0b1111);
+  const GpuMemory memory = gpu_memory(options);
+  options.gpu.vram_bytes = memory.total();
+  const size_t before = cuda::open_device().device->free_bytes();
+  {
+    Engine engine(options);
+    if (engine.gpu()->memory().total() != memory.total()) return std::string("memory differs from what was announced");
+    const size_t taken = before - cuda::open_device().device->free_bytes();
+    if (taken > memory.total()) return "took " + std::to_string(taken) + " bytes of " + std::to_string(memory.total());
+  }
+  options.gpu.vram_bytes = memory.total() - 1;
+  const std::string error = error_of(options);
+  if (error.find(std::to_string(memory.total())) == std::string::npos || error.find(std::to_string(memory.total() - 1)) == std::string::npos) return "error: " + error;
+  return std::string();
+});
+
+const Check misuse("hybrid: splits that make no sense are refused", [] {
+  const Shape shape;
+  const TinyModel model(shape, 5);
+  const auto refused = [&](const GpuOptions& gpu, const char* words) {
+    EngineOptions options = model.options();
+    options.gpu = gpu;
+    return error_of(options).find(words) != std::string::npos;
+  };
+  GpuOptions gpu = nothing(shape);
+  gpu.layers[1].neurons = 8;
+  if (!refused(gpu, "layer 1: GPU neurons need the layer's predictor")) return std::string("neurons without predictor");
+  gpu = nothing(shape);
+  gpu.layers[2].neurons = shape.n_neurons + 1;
+  if (!refused(gpu, "layer 2: 201 neurons of 200")) return std::string("too many neurons");
+  gpu = nothing(shape);
+  gpu.layers.pop_back();
+  if (!refused(gpu, "expected 3 layers, got 2")) return std::string("too few layers");
+  return std::string();
+});
+
+const Check greedy("hybrid: the highest token alone is that of the logits", [] {
+  const Shape shape;
+  const TinyModel model(shape, 6);
+  EngineOptions options = model.options();
+  options.gpu = everything(shape);
+  Engine engine(std::move(options));
+  for (int i = 0; i < 5; ++i) {
+    Rows rows;
+    rows.add(0, i, FfnMode::kExact);
+    rows.add(1, i, FfnMode::kExact);
+    const std::vector<float> all = logits(engine, rows);
+    Batch batch = rows.batch();
+    batch.highest_only = true;
+    const StepOutput out = engine.step(batch);
+    for (int row = 0; row < 2; ++row) {
+      const Chosen expected = choose(&all[row * shape.vocab], shape.vocab, Choice{}, i);
+      if (out.highest[row].token != expected.token) return std::string("another token");
+      if (std::fabs(out.highest[row].logprob - expected.logprob) > 1e-4f) return std::string("another probability");
+    }
+  }
+  return std::string();
+});
+
+const Check traced("hybrid: a trace has both devices at work, spans in order", [] {
+  const Shape shape;
+  const TinyModel model(shape, 7);
+  EngineOptions options = model.options();
+  options.gpu = share(shape, 0.5, 0b1111);
+  Engine engine(std::move(options));
+  engine.set_tracing(true);
+  Rows row;
+  row.add(0, 0, FfnMode::kDense);
+  logits(engine, row);
+  const std::vector<TraceSpan> spans = engine.take_trace();
+  int cpu = 0, gpu = 0;
+  for (const TraceSpan& span : spans) {
+    if (span.end < span.begin) return std::string("a span ends before it begins");
+    (span.gpu ? gpu : cpu) += std::string(span.name) == "neurons";
+  }
+  if (cpu != shape.n_layers || gpu != shape.n_layers) return "neurons: " + std::to_string(cpu) + " spans of the CPU, " + std::to_string(gpu) + " of the GPU";
+  return engine.take_trace().empty() ? std::string() : std::string("spans are not forgotten");
+});
+
+}  // namespace
+}  // namespace pi::checks

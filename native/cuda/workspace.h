@@ -1,0 +1,15 @@
+// Bytes of device memory, 256-aligned, that kernels work in: functions of shapes alone, so that memory is counted the same
+// with a device and without.
+#pragma once
+
+#include <cstddef>
+
+#include "cuda/kernels.h"
+
+namespace pi::cuda {
+
+size_t gemm_workspace(const DeviceMatrix& w, bool transposed, int rows);
+size_t attention_workspace(int rows, int n_heads, int head_dim, int splits);
+size_t highest_workspace(int rows, int vocab);
+
+}  // namespace pi::cuda

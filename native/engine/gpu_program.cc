@@ -1,0 +1,206 @@
+// The forward pass as the GPU computes it: what of engine.cc's step the split gives it, launch by launch. Rows of decoding
+// come first, rows of prompts after them, and their products differ as on the CPU.
+#include <cmath>
+
+#include "engine/ffn.h"
+#include "engine/gpu_half.h"
+
+namespace pi {
+
+using cuda::Queue;
+
+void GpuHalf::issue(size_t state_bytes) {
+  device_->upload(Queue::kCompute, s_.state, state_memory_.data(), state_bytes);
+  count_transfer(state_bytes);
+  bool here = false;  // the stream x [n, dim] is on the GPU
+  for (int layer = 0; layer < c_.n_layers; ++layer) {
+    if (split(layer).attention) {
+      if (!here) {
+        mark(layer, "receive");
+        k_.receive(device_->stream(), {meet(Mail::kStream, layer), mail_.box(Mail::kStream), {s_.x, nullptr, nullptr, c_.dim}, step_.n});
+        count_transfer(sizeof(float) * step_.n * c_.dim);
+      }
+      mark(layer, "attention");
+      attention(layer);
+    }
+    ffn(layer);
+    merge(layer);
+    here = merges(layer);
+  }
+  if (options_.head) {
+    mark(-1, "head");
+    head();
+  }
+  mark(-1, "end");
+}
+
+void GpuHalf::norm(const DeviceNorm& w, const float* x, const cuda::DeviceRows& out, int rows) {
+  k_.norm(device_->stream(), {x, w.weight, w.bias, c_.norm_eps, out, rows});
+}
+
+// y = x · Wᵀ + b of rows of decoding and of prompts.
+void GpuHalf::project(const cuda::Project::Output (&outputs)[3], const cuda::DeviceRows& x, bool add) {
+  const int decode = step_.n_decode, prompt = step_.n - decode;
+  if (decode > 0) k_.project(device_->stream(), {{outputs[0], outputs[1], outputs[2]}, x, decode, add, false});
+  for (const cuda::Project::Output& o : outputs) {
+    if (!o.w || prompt == 0) continue;
+    k_.gemm(device_->stream(), {o.w, false, x.x + size_t(decode) * x.cols, o.bias, o.y + size_t(decode) * o.w.rows, add, prompt, s_.gemm_work});
+  }
+}
+
+// x += attention(norm(x)), and what the FFN reads.
+void GpuHalf::attention(int layer) {
+  const DeviceLayer& w = m_.layers[layer];
+  const int n = step_.n, decode = step_.n_decode;
+  const size_t q_dim = size_t(c_.n_heads) * c_.head_dim;
+  norm(w.attn_norm, s_.x, s_.h, n);
+  project({{w.q, w.q_bias, s_.q}, {w.k, w.k_bias, s_.key}, {w.v, w.v_bias, s_.value}}, s_.h, false);
+  const cuda::RowPlaces places{state_.positions, state_.sequences, state_.tables, state_.stride};
+  k_.store_kv(device_->stream(), {s_.q, s_.key, s_.value, m_.cosine, m_.sine, places, w.kv, c_.n_heads, n});
+  const float scale = 1.0f / std::sqrt(static_cast<float>(c_.head_dim));
+  const int splits = attention_splits(c_.n_kv_heads);
+  if (decode > 0) k_.attend(device_->stream(), {s_.q, places, w.kv, scale, c_.n_heads, s_.attended, decode, splits, false, s_.attention_work});
+  if (n > decode) {
+    const cuda::RowPlaces behind{places.positions + decode, places.sequences + decode, places.tables, places.stride};
+    cuda::DeviceRows out = s_.attended;
+    out.x += decode * q_dim, out.quants = nullptr, out.scales = nullptr;
+    k_.attend(device_->stream(), {s_.q + decode * q_dim, behind, w.kv, scale, c_.n_heads, out, n - decode, 1, true, nullptr});
+  }
+  if (c_.parallel_residual && !c_.shared_norm) norm(w.ffn_norm, s_.x, s_.ffn_in, n);
+  project({{w.o, w.o_bias, s_.x}, {}, {}}, s_.attended, true);
+  if (!c_.parallel_residual && !c_.shared_norm) norm(w.ffn_norm, s_.x, s_.ffn_in, n);
+}
+
+// The GPU's neurons, and what the host needs for its own.
+void GpuHalf::ffn(int layer) {
+  const LayerSplit& at = split(layer);
+  const int n = step_.n, decode = step_.n_decode;
+  const size_t bytes = sizeof(float) * n * c_.dim;
+  const bool masks = at.predictor && decode > 0;
+  if (at.ffn() && !at.attention) {
+    mark(layer, "receive");
+    k_.receive(device_->stream(), {meet(Mail::kFfnInput, layer), mail_.box(Mail::kFfnInput), ffn_rows(), n});
+    count_transfer(bytes);
+  }
+  if (at.attention && cold(layer)) {
+    mark(layer, "publish");
+    k_.publish(device_->stream(), {ffn_rows().x, mail_.box(Mail::kFfnAsked), n * c_.dim, masks ? cuda::Meeting{} : meet(Mail::kFfnAsked, layer)});
+    count_transfer(bytes);
+  }
+  if (!at.ffn()) return;
+  if (masks) score(layer);
+  if (decode > 0) select(layer, masks);
+  if (at.neurons == 0) return;
+  mark(layer, "neurons");
+  if (n > decode) prompt_ffn(layer);
+  if (decode == 0) return;
+  const DeviceLayer& w = m_.layers[layer];
+  cuda::Neurons a;
+  a.gate = w.gate, a.up = w.up, a.gate_bias = w.gate_bias, a.up_bias = w.up_bias;
+  a.f = unary(c_.activation), a.both = c_.activation == Activation::kDRelu, a.threshold = c_.fatrelu_threshold;
+  a.list = s_.list, a.count = s_.count, a.mask = masks ? s_.mask : nullptr, a.n_neurons = c_.n_neurons;
+  a.x = ffn_rows(), a.rows = decode, a.act = s_.act, a.counters = s_.counters + 2 * layer;
+  k_.neurons(device_->stream(), a);
+  k_.down(device_->stream(), {w.down, s_.list, s_.count, nullptr, s_.act, decode, kDownParts, s_.parts});
+}
+
+// Which neurons the rows of decoding ask for, of all of the layer's.
+void GpuHalf::score(int layer) {
+  const DeviceLayer& w = m_.layers[layer];
+  mark(layer, "predictor");
+  cuda::DeviceRows x = ffn_rows();
+  if (w.fc1) {
+    cuda::DeviceRows hidden = s_.hidden;
+    hidden.cols = w.fc1.rows, hidden.quants = nullptr, hidden.scales = nullptr;
+    k_.project(device_->stream(), {{{w.fc1, w.fc1_bias, hidden.x}, {}, {}}, x, step_.n_decode, false, !w.linear});
+    x = hidden;
+  }
+  const float threshold = thresholds_.empty() ? 0.0f : thresholds_[layer];
+  k_.score(device_->stream(), {w.scorer, w.scorer_scale, w.scorer_bias, x, threshold, state_.modes, s_.mask, step_.n_decode});
+}
+
+void GpuHalf::select(int layer, bool masked) {
+  const bool tell = masked && cold(layer);
+  cuda::Select a;
+  a.mask = masked ? s_.mask : nullptr, a.resident = m_.layers[layer].resident;
+  a.n_neurons = c_.n_neurons, a.rows = step_.n_decode;
+  a.list = s_.list, a.count = s_.count, a.cold = s_.cold;
+  if (tell) a.host_mask = mail_.mask(layer), a.signal = meet(Mail::kFfnAsked, layer);
+  k_.select(device_->stream(), a);
+  if (tell) count_transfer(sizeof(uint32_t) * step_.n_decode * cuda::mask_words(c_.n_neurons));
+}
+
+void GpuHalf::prompt_ffn(int layer) {
+  const DeviceLayer& w = m_.layers[layer];
+  const int decode = step_.n_decode, prompt = step_.n - decode;
+  const float* x = ffn_rows().x + size_t(decode) * c_.dim;
+  if (c_.gated) k_.gemm(device_->stream(), {w.gate, false, x, w.gate_bias, s_.gate, false, prompt, s_.gemm_work});
+  k_.gemm(device_->stream(), {w.up, false, x, w.up_bias, s_.up, false, prompt, s_.gemm_work});
+  k_.activate(device_->stream(), {unary(c_.activation), c_.activation == Activation::kDRelu, c_.fatrelu_threshold, c_.gated ? s_.gate : nullptr, s_.up,
+                                  size_t(prompt) * w.up.rows});
+  k_.gemm(device_->stream(), {w.down, true, s_.up, nullptr, s_.prompt_part, false, prompt, s_.gemm_work});
+}
+
+// Adds the halves up where the stream goes on: here, or on the host.
+void GpuHalf::merge(int layer) {
+  const LayerSplit& at = split(layer);
+  const bool to_gpu = merges(layer), from_host = to_gpu && (cold(layer) || !at.attention);
+  if (!to_gpu && !at.attention && at.neurons == 0) return;
+  mark(layer, "merge");
+  const int decode = step_.n_decode, prompt = step_.n - decode;
+  for (const bool prompts : {false, true}) {
+    const int rows = prompts ? prompt : decode;
+    if (rows == 0) continue;
+    const size_t first = prompts ? size_t(decode) * c_.dim : 0;
+    cuda::Merge a;
+    a.rows = rows, a.dim = c_.dim;
+    if (at.attention) a.base = s_.x + first;
+    if (at.neurons > 0) a.parts = prompts ? s_.prompt_part : s_.parts, a.n_parts = prompts ? 1 : kDownParts;
+    if (from_host) {
+      a.wait = meet(Mail::kHostPart, layer);
+      a.host = mail_.box(Mail::kHostPart) + first;
+      // A step of decoding waits only where it asked for something.
+      if (at.predictor && at.attention && prompt == 0) a.skip_wait = s_.cold;
+    }
+    if (to_gpu) {
+      a.bias = m_.layers[layer].down_bias;
+      a.y = s_.x + first;
+    } else {
+      a.y = mail_.box(Mail::kGpuStream) + first;
+      if (prompts || prompt == 0) a.signal = meet(Mail::kGpuStream, layer);
+    }
+    k_.merge(device_->stream(), a);
+  }
+  if (from_host || !to_gpu) count_transfer(sizeof(float) * step_.n * c_.dim);
+}
+
+// Logits of the output rows, or their highest tokens, to page-locked memory.
+void GpuHalf::head() {
+  const int n = static_cast<int>(step_.outputs.size());
+  for (int begin = 0; begin < n; begin += kOutputRows) {
+    const int count = std::min(kOutputRows, n - begin);
+    for (int i = 0, run; i < count; i += run) {
+      const int row = step_.outputs[begin + i];
+      for (run = 1; i + run < count && step_.outputs[begin + i + run] == row + run;) ++run;
+      cuda::DeviceRows out = s_.out;
+      out.x += size_t(i) * c_.dim, out.quants += size_t(i) * c_.dim, out.scales += size_t(i) * ((c_.dim + kQuantBlock - 1) / kQuantBlock);
+      norm(m_.norm, s_.x + size_t(row) * c_.dim, out, run);
+    }
+    k_.project(device_->stream(), {{{m_.head, m_.head_bias, s_.logits}, {}, {}}, s_.out, count, false, false});
+    if (step_.highest_only) {
+      k_.highest(device_->stream(), {s_.logits, count, c_.vocab, tokens_.data() + begin, highest_.data() + begin, log_sums_.data() + begin, s_.highest_work});
+      count_transfer(3 * sizeof(float) * count);
+    } else {
+      const size_t bytes = sizeof(float) * count * c_.vocab;
+      device_->download(Queue::kCompute, logits_.data() + size_t(begin) * c_.vocab, s_.logits, bytes);
+      count_transfer(bytes);
+    }
+  }
+}
+
+void GpuHalf::count_transfer(size_t bytes) {
+  ++traffic_.transfers;
+  traffic_.bytes += bytes;
+}
+
+}  // namespace pi

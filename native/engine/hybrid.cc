@@ -1,0 +1,175 @@
+// The host's half of the forward pass, where a GPU has the other: the same layers as Engine::forward, with what crosses
+// between the two. Both walk through the layers at their own pace and meet only where one needs the other.
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "engine/engine.h"
+
+namespace pi {
+namespace {
+
+// What is wanted of a step beside a GPU, a piece at a time: at most kDecodeRows of decoding, max_rows in all.
+struct Piece {
+  int begin, count;
+};
+
+std::vector<Piece> pieces(int rows, int decode, int max_rows) {
+  const int most = std::min(kDecodeRows, max_rows);
+  std::vector<Piece> out;
+  for (int at = 0; at < decode; at += most) out.push_back({at, std::min(most, decode - at)});
+  int at = decode;
+  if (!out.empty() && at < rows) {  // prompts fill the last one up
+    const int room = std::min(max_rows - out.back().count, rows - at);
+    out.back().count += room;
+    at += room;
+  }
+  for (; at < rows; at += max_rows) out.push_back({at, std::min(max_rows, rows - at)});
+  return out;
+}
+
+}  // namespace
+
+GpuMemory gpu_memory(const EngineOptions& options) {
+  std::vector<MappedFile> files;
+  for (const std::string& path : options.files) files.emplace_back(path);
+  const ModelWeights weights = bind_weights(options.config, files, options.tensors);
+  const cuda::Opened opened = cuda::open_device();
+  const int positions = std::min(options.kv_blocks * KvCache::kBlockTokens, options.config.max_positions);
+  return gpu_memory({options.config, weights, {options.kv_blocks, options.kv_type}, positions}, options.gpu, opened.device ? &opened.device->info() : nullptr);
+}
+
+void Engine::open_gpu(GpuOptions options, KvShape kv) {
+  cuda::Opened opened = cuda::open_device();
+  if (!opened.device) throw std::runtime_error("GPU: " + opened.reason);
+  gpu_ = std::make_unique<GpuHalf>(std::move(opened.device), GpuModelView{c_, w_, kv, max_position_}, std::move(options), cosine_.data(), sine_.data());
+  gpu_->set_thresholds(thresholds_);
+  // What the GPU alone reads needs no memory here.
+  gpu_->each_exclusive([&](const uint8_t* at, size_t bytes) {
+    for (MappedFile& file : files_) {
+      if (at >= file.data() && at < file.data() + file.size()) file.release(at, bytes);
+    }
+  });
+  for (int layer = 0; layer < c_.n_layers; ++layer) {
+    const LayerSplit& split = gpu_->split(layer);
+    cold_.push_back(w_.layers[layer].from(split.neurons));
+    if (!split.predictor) cold_.back().predictor = w_.layers[layer].predictor;
+  }
+}
+
+Engine::Rows Engine::Rows::piece(int begin, int count, std::vector<int>& which) const {
+  Rows out;
+  out.n = count;
+  out.n_decode = std::clamp(n_decode - begin, 0, count);
+  const auto cut = [&](const auto& from, auto& to) { to.assign(from.begin() + begin, from.begin() + begin + count); };
+  cut(tokens, out.tokens), cut(positions, out.positions), cut(blocks, out.blocks), cut(modes, out.modes);
+  out.find_runs();
+  which.clear();
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    if (outputs[i] < begin || outputs[i] >= begin + count) continue;
+    out.outputs.push_back(outputs[i] - begin);
+    which.push_back(static_cast<int>(i));
+  }
+  return out;
+}
+
+// Cuts the step to what the GPU has scratch for; a row's results do not depend on it.
+void Engine::step_beside_gpu(const Batch& batch, StepOutput& out) {
+  if (batch.n_samples > 0) refuse_gpu("samples");
+  Rows all;
+  all.set(batch);
+  const bool highest_only = batch.highest_only && gpu_->has_head();
+  const std::vector<Piece> cut = pieces(all.n, all.n_decode, gpu_->max_rows());
+  if (highest_only) out.highest.resize(batch.n_outputs);
+  if (cut.size() > 1 && !highest_only) grow(step_logits_, size_t(batch.n_outputs) * c_.vocab);
+  for (const Piece& piece : cut) {
+    std::vector<int> which;
+    rows_ = all.piece(piece.begin, piece.count, which);
+    forward_beside_gpu(highest_only);
+    const float* logits = gpu_->has_head() ? gpu_->logits() : logits_.data();
+    for (size_t i = 0; i < which.size(); ++i) {
+      if (highest_only) {
+        out.highest[which[i]] = {gpu_->token(static_cast<int>(i)), gpu_->logprob(static_cast<int>(i)), {}, {}};
+      } else if (cut.size() > 1) {
+        std::copy_n(logits + i * c_.vocab, c_.vocab, &step_logits_[size_t(which[i]) * c_.vocab]);
+      }
+    }
+    if (!highest_only) out.logits = cut.size() > 1 ? step_logits_.data() : logits;
+  }
+}
+
+void Engine::forward_beside_gpu(bool highest_only) {
+  reserve();
+  gpu_->start({rows_.n, rows_.n_decode, rows_.positions, rows_.blocks, rows_.modes, rows_.outputs, highest_only});
+  try {
+    walk_beside_gpu();
+    gpu_->finish();
+  } catch (...) {
+    gpu_->abandon();
+    throw;
+  }
+}
+
+void Engine::walk_beside_gpu() {
+  embed();           // x [T, dim]
+  bool here = true;  // x is in main memory
+  for (int layer = 0; layer < c_.n_layers; ++layer) here = layer_beside_gpu(layer, here);
+  if (!gpu_->has_head()) head();
+}
+
+// One layer; `here`: the stream comes in main memory. Returns whether it goes on there.
+bool Engine::layer_beside_gpu(int layer, bool here) {
+  const LayerSplit& split = gpu_->split(layer);
+  const size_t floats = size_t(rows_.n) * c_.dim;
+  const int n = static_cast<int>(floats);
+  if (split.attention) {
+    if (here) gpu_->give(Mail::kStream, layer, x_.data(), floats);
+  } else {
+    const double began = Trace::now();
+    attention(layer);  // x, ffn_in [T, dim]
+    if (tracing_) trace_.add(false, layer, "attention", began, Trace::now());
+  }
+  here = !split.attention;
+  if (here && split.ffn()) gpu_->give(Mail::kFfnInput, layer, ffn_in_.data(), floats);
+  const bool worked = cold_ffn(layer);  // ffn_out [T, dim]
+  if (gpu_->merges(layer)) {
+    if (here && worked) k_.add(x_.data(), ffn_out_.data(), n);
+    if (here || worked) gpu_->give(Mail::kHostPart, layer, here && !worked ? x_.data() : ffn_out_.data(), floats);
+    return false;
+  }
+  if (!here || split.neurons > 0) {
+    const float* part = gpu_->take(Mail::kGpuStream, layer);
+    here ? k_.add(part, x_.data(), n) : void(std::copy_n(part, floats, x_.data()));
+  }
+  if (worked) k_.add(ffn_out_.data(), x_.data(), n);
+  for (int t = 0; w_.layers[layer].down_bias && t < rows_.n; ++t) k_.add(w_.layers[layer].down_bias, &x_[size_t(t) * c_.dim], c_.dim);
+  return true;
+}
+
+// What the host's neurons give; false where nobody asks for any.
+bool Engine::cold_ffn(int layer) {
+  const LayerSplit& split = gpu_->split(layer);
+  LayerStats& stats = stats_.layers[layer];
+  const bool asked = split.predictor && rows_.n_decode > 0;
+  const auto idle = [&] {
+    stats.rows += rows_.n_decode, stats.weighted_recall += rows_.n_decode;
+    return false;
+  };
+  if (split.neurons == c_.n_neurons) return idle();
+  if (split.attention || asked) {
+    const float* in = gpu_->take(Mail::kFfnAsked, layer);
+    if (asked && rows_.n == rows_.n_decode && !gpu_->any_cold(layer)) return idle();
+    if (split.attention) std::copy_n(in, size_t(rows_.n) * c_.dim, ffn_in_.data());
+  }
+  const double began = Trace::now();
+  const uint64_t predicted = stats.predicted, active = stats.active;
+  StepOutput none;
+  ffn(layer, cold_[layer], none, asked);
+  stats_.gpu.cpu_neurons += stats.predicted - predicted, stats_.gpu.cpu_fired += stats.active - active;
+  const double ended = Trace::now();
+  stats_.parts.ffn += ended - began;
+  if (tracing_) trace_.add(false, layer, "neurons", began, ended);
+  return true;
+}
+
+}  // namespace pi

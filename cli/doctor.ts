@@ -1,9 +1,9 @@
 import type { Command } from "commander";
 import { cpus } from "node:os";
-import type { AttentionCost, CpuWork, Hardware, RowCost } from "../formats/hardware.ts";
+import type { AttentionCost, CpuWork, Gpu, Hardware, RowCost } from "../formats/hardware.ts";
 import { writeAtomic } from "../io/atomic-file.ts";
 import { describeMachine, type Machine } from "../io/hardware.ts";
-import { addonPath, KV_TYPES, native } from "../native/index.ts";
+import { addonPath, KV_TYPES, native, type DeviceReport } from "../native/index.ts";
 import { measureMachine, measurement } from "../place/hardware.ts";
 import { formatBytes, formatNumber, printJson, printTable } from "./output.ts";
 import { percent } from "./place.ts";
@@ -37,7 +37,8 @@ export function define(command: Command): void {
       const bytes = (await measurement(options.buffer)).memoryBytes;
       const bandwidth = works ? await measure(machine, bytes, options.seconds) : [];
       const hardware = works ? await measureLoops(bytes, options.seconds) : null;
-      const report = { ...machine, node: process.version, addon, bandwidth, hardware };
+      const gpu: DeviceReport = works ? native().device() : { found: false, reason: "unknown without the addon" };
+      const report = { ...machine, gpu, node: process.version, addon, bandwidth, hardware };
       if (output !== undefined && hardware)
         await writeAtomic(output, (file) => file.writeFile(`${JSON.stringify(hardware, null, 2)}\n`));
       if (json) printJson(report);
@@ -81,10 +82,19 @@ async function measure({ caches, threads }: Machine, buffer: number, seconds: nu
 }
 
 interface Report extends Machine {
+  gpu: DeviceReport;
   node: string;
   addon: Addon;
   bandwidth: Bandwidth[];
   hardware: Hardware | null;
+}
+
+function describeGpu(gpu: DeviceReport): string {
+  if (!gpu.found) return `none: ${gpu.reason}`;
+  const memory = `${formatBytes(gpu.freeBytes)} of ${formatBytes(gpu.totalBytes)} free (${formatBytes(gpu.contextBytes)} are this process's context)`;
+  const versions =
+    gpu.backend === "emulated" ? "" : `; driver for CUDA ${gpu.driverVersion}, built with ${gpu.runtimeVersion}`;
+  return `${gpu.name}, compute capability ${gpu.compute}, ${gpu.multiprocessors} multiprocessors, ${memory}${versions}`;
 }
 
 function print(report: Report): void {
@@ -93,7 +103,7 @@ function print(report: Report): void {
     ["CPU", `${report.cpu}, ${report.threads} of ${cpus().length} threads`],
     ["caches", caches.map(({ level, size }) => `level ${level} ${formatBytes(size)}`).join(", ") || "unknown"],
     ["memory", `${formatBytes(memory.total)}, ${formatBytes(memory.available)} available`],
-    ["GPU", `none: ${report.gpu.reason}`],
+    ["GPU", describeGpu(report.gpu)],
     ["Node", report.node],
     ["addon", addon.path],
     ["ISA", "isa" in addon ? `${addon.isa.active} of ${addon.isa.available.join(", ")}` : `unknown: ${addon.problem}`],
@@ -107,7 +117,17 @@ function print(report: Report): void {
       return [what, formatBytes(bytes), threads, formatNumber(bytesPerSecond / 1e9)];
     }),
   );
+  if (report.hardware?.gpu) printGpu(report.hardware.gpu, report.hardware.link);
   if (report.hardware?.cpu.work) printWork(report.hardware.cpu.bandwidth, report.hardware.cpu.work);
+}
+
+/** What a split is priced with. */
+function printGpu(gpu: Gpu, link: Hardware["link"]): void {
+  const speed = (bandwidth: number): string => `${formatNumber(bandwidth / 1e9)} GB/s`;
+  const meeting = `${formatNumber(link.syncSeconds * 1e6)} µs`;
+  process.stdout.write(
+    `\nGPU memory ${speed(gpu.bandwidth)}; copies to it ${speed(link.bandwidth)}; a meeting with the CPU ${meeting}\n`,
+  );
 }
 
 /** What the engine's loops take, in a memory at a time. */

@@ -1,5 +1,5 @@
 /** What the operating system says of this machine. */
-import { access, readdir, readFile } from "node:fs/promises";
+import { readdir, readFile } from "node:fs/promises";
 import { availableParallelism, cpus, freemem, totalmem } from "node:os";
 import { join } from "node:path";
 
@@ -10,8 +10,6 @@ export interface Machine {
   caches: Cache[];
   /** Bytes. */
   memory: { total: number; available: number };
-  /** Why there is no GPU to use. */
-  gpu: { found: false; reason: string };
 }
 
 /** A data or unified cache of the first core. */
@@ -27,7 +25,6 @@ export async function describeMachine(): Promise<Machine> {
     threads: availableParallelism(),
     caches: await readCaches(),
     memory: { total: totalmem(), available: await availableMemory() },
-    gpu: { found: false, reason: await whyNoGpu() },
   };
 }
 
@@ -55,12 +52,4 @@ async function availableMemory(): Promise<number> {
   const info = await readFile("/proc/meminfo", "utf8").catch(() => "");
   const kibibytes = /^MemAvailable:\s+(\d+) kB$/m.exec(info)?.[1];
   return kibibytes === undefined ? freemem() : Number(kibibytes) * 1024;
-}
-
-async function whyNoGpu(): Promise<string> {
-  const driver = await access("/proc/driver/nvidia/version").then(
-    () => true,
-    () => false,
-  );
-  return driver ? "an NVIDIA driver is loaded, but this build has no CUDA part" : "no NVIDIA driver is loaded";
 }

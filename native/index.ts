@@ -57,19 +57,34 @@ export interface GpuMemory {
   total: number;
 }
 
-/** The GPU that this process would use, opened when it is first asked for, or why there is none. */
+/** The GPU that this process would use, or why there is none. */
 export type DeviceReport =
   | {
       found: true;
       name: string;
       /** `cuda`, `hip` or `emulated`. */
       backend: string;
+      /** Compute capability, e.g. "8.9". */
+      compute: string;
+      multiprocessors: number;
       /** Device memory, and what of it is free with this process's context in place, which takes `contextBytes`. */
       totalBytes: number;
       freeBytes: number;
       contextBytes: number;
+      /** Of CUDA: the newest that the driver knows, and the one that this build has, e.g. "12.4". */
+      driverVersion: string;
+      runtimeVersion: string;
     }
   | { found: false; reason: string };
+
+/** How fast the GPU is, in bytes per second and seconds. */
+export interface DeviceMeasurement {
+  /** Of its memory, read by a kernel; and of copies from page-locked memory. */
+  bandwidth: number;
+  linkBandwidth: number;
+  /** T_sync: a kernel gives a row to the host, which answers at once, and another kernel has the answer. */
+  syncSeconds: number;
+}
 
 /** How keys and values are kept; `q8` in 8 bits, with a scale per position and head. */
 export const KV_TYPES = ["f32", "f16", "q8"] as const;
@@ -334,7 +349,10 @@ export interface Binding {
   /** Instruction set chosen at load: scalar, avx2, avx512, neon; and all that this machine could run. */
   isa(): { active: string; available: string[] };
   openEngine(options: OpenOptions): Engine;
+  /** Opens the GPU and closes it again: a second or less. `reason` is half a sentence. */
   device(): DeviceReport;
+  /** Measures the GPU with `bytes` of its memory, or what is free. Rejects where there is none. */
+  probeDevice(bytes: number): Promise<DeviceMeasurement>;
   /** What `openEngine` would take of device memory for `options.gpu`. Arithmetic alone: needs no GPU, and `context` is 0 without. */
   gpuMemory(options: OpenOptions): GpuMemory;
   createTrainer(options: TrainerOptions): PredictorTrainer;

@@ -3,6 +3,7 @@ import { availableParallelism } from "node:os";
 import { PiError } from "../formats/errors.ts";
 import { parseHardware, type Gpu, type Hardware } from "../formats/hardware.ts";
 import { cpuName, describeMachine } from "../io/hardware.ts";
+import { native } from "../native/index.ts";
 import { measureCpu, type CpuMeasurement } from "./measure-cpu.ts";
 import type { GpuHardware } from "./price.ts";
 
@@ -41,21 +42,39 @@ export async function measurement(modelBytes: number = PROBE_BYTES.usual): Promi
   };
 }
 
-/** This machine without a GPU, as a hardware file. Takes several seconds. */
+/** Bytes of its memory that a GPU is measured with; an emulated one is no faster than its host. */
+const GPU_PROBE_BYTES = { cuda: 256 << 20, emulated: 64 << 10 };
+
+/** The GPU and its link, measured, or null where there is none. */
+async function measureGpu(): Promise<Pick<GpuHardware, "gpu" | "link"> | null> {
+  const device = native().device();
+  if (!device.found) return null;
+  const bytes = GPU_PROBE_BYTES[device.backend === "emulated" ? "emulated" : "cuda"];
+  const { bandwidth, linkBandwidth, syncSeconds } = await native().probeDevice(bytes);
+  const { name, totalBytes: vramBytes, contextBytes: reservedBytes } = device;
+  return { gpu: { name, vramBytes, bandwidth, reservedBytes }, link: { bandwidth: linkBandwidth, syncSeconds } };
+}
+
+/** This machine as a hardware file, with its GPU where it has one. Takes several seconds. */
 export async function measureMachine(what: CpuMeasurement): Promise<Hardware> {
+  const found = await measureGpu();
   return {
     name: machineName(),
     cpu: await measureCpu(what),
-    gpu: null,
-    link: REFERENCE_LINK,
-    source: "CPU measured by pi doctor; no GPU found, so link is an estimate (PCIe 4.0 x16)",
+    gpu: found?.gpu ?? null,
+    link: found?.link ?? REFERENCE_LINK,
+    source: found
+      ? "CPU and GPU measured by pi doctor"
+      : "CPU measured by pi doctor; no GPU found, so link is an estimate (PCIe 4.0 x16)",
   };
 }
 
-/** This machine, measured now, with the {@link REFERENCE} GPU. */
+/** This machine, measured now, with the {@link REFERENCE} GPU where it has none. */
 export async function measureHardware(vramBytes: number, modelBytes: number): Promise<GpuHardware> {
+  const machine = await measureMachine(await measurement(modelBytes));
+  if (machine.gpu) return { ...machine, gpu: machine.gpu, source: "CPU and GPU measured here" };
   return {
-    ...(await measureMachine(await measurement(modelBytes))),
+    ...machine,
     gpu: referenceGpu(vramBytes),
     source: "CPU measured here; no GPU found, so splits are made for the reference one",
   };

@@ -11,6 +11,7 @@ void register_trainer(Napi::Env env, Napi::Object exports);
 void register_predictors(Napi::Env env, Napi::Object exports);
 void register_compare(Napi::Env env, Napi::Object exports);
 void register_probe(Napi::Env env, Napi::Object exports);
+void register_device(Napi::Env env, Napi::Object exports);
 
 namespace {
 
@@ -26,7 +27,7 @@ Napi::Value isa(const Napi::CallbackInfo& info) {
 
 Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("isa", Napi::Function::New(env, isa));
-  for (auto* add : {register_engine, register_quant, register_trainer, register_predictors, register_compare, register_probe}) {
+  for (auto* add : {register_engine, register_quant, register_trainer, register_predictors, register_compare, register_probe, register_device}) {
     add(env, exports);
   }
   return exports;

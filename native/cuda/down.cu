@@ -43,7 +43,7 @@ __device__ __forceinline__ int find_active(const Down& a, const Deal& deal, uint
 // sum[t] += act[i][t] * down[i] over the warp's active neurons, in order, for octet o.
 template <DType kType, int kT>
 __device__ __forceinline__ void add_neurons(const Down& a, const Deal& deal, const uint16_t* list, int n, int o, int t0, float (&sum)[kT][kOctet]) {
-  constexpr int kUnroll = kT > 2 ? 4 : 8;
+  constexpr int kUnroll = kT > 2 || sizeof(typename Octets<kType>::Chunk) > sizeof(uint4) ? 4 : 8;
   const int lane = threadIdx.x % kWarp;
   const bool inside = octet_column(kType, o, 0) < a.w.cols;
   for (int begin = 0; begin < n; begin += kWarp) {
@@ -62,12 +62,13 @@ __device__ __forceinline__ void add_neurons(const Down& a, const Deal& deal, con
       }
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {
+        if (j + u >= count) break;
         float values[kOctet];
         const float scale = w[u].values(values);
 #pragma unroll
         for (int t = 0; t < kT; ++t) {
           const float factor = scale * __shfl_sync(kAllLanes, act[t], (j + u) % kWarp);
-          if (factor == 0 || !inside || j + u >= count) continue;
+          if (factor == 0 || !inside) continue;
 #pragma unroll
           for (int e = 0; e < kOctet; ++e) sum[t][e] = fmaf(values[e], factor, sum[t][e]);
         }
@@ -95,7 +96,7 @@ __device__ __forceinline__ void store_part(const Down& a, int part, int t, const
 }
 
 template <DType kType, int kT>
-__global__ void __launch_bounds__(kWarps* kWarp) sum_neurons(Down a) {
+__global__ void __launch_bounds__(kWarps* kWarp, kT > 2 ? 1 : 2) sum_neurons(Down a) {
   PI_DYNAMIC_SHARED(uint16_t, lists);
   __shared__ __align__(16) float shared[kWarps][kStrip];
   const int part = blockIdx.y, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;

@@ -29,6 +29,9 @@ uint64_t setting(const char* name, uint64_t otherwise) {
   return text != nullptr && *text != '\0' ? std::strtoull(text, nullptr, 10) : otherwise;
 }
 
+// Of all devices of the process, for they stand for one.
+std::atomic<size_t> used_bytes{0};
+
 // How often an event was reached, and asked for.
 struct Reached {
   std::mutex mutex;
@@ -67,15 +70,27 @@ class EmulatedDevice final : public Device {
     info_.context_bytes = std::min(kContextBytes, info_.total_bytes);
     info_.free_bytes = info_.total_bytes - info_.context_bytes;
   }
-  ~EmulatedDevice() override { closing_ = true; }
+  ~EmulatedDevice() override {
+    closing_ = true;
+    used_bytes -= memory_.used();
+  }
 
   const DeviceInfo& info() const override { return info_; }
-  size_t free_bytes() const override { return info_.free_bytes - memory_.used(); }
+  size_t free_bytes() const override { return info_.free_bytes - std::min(info_.free_bytes, used_bytes.load()); }
 
-  void* allocate(size_t bytes) override { return bytes > free_bytes() ? nullptr : memory_.allocate(bytes, 0xff); }
-  void free(void* memory) override { release(memory_, memory); }
+  void* allocate(size_t bytes) override {
+    void* const memory = bytes > free_bytes() ? nullptr : memory_.allocate(bytes, 0xff);
+    if (memory != nullptr) used_bytes += bytes;
+    return memory;
+  }
+  void free(void* memory) override {
+    const size_t before = memory_.used();
+    const std::string wrong = memory != nullptr ? memory_.free(memory) : "";
+    used_bytes -= before - memory_.used();
+    expect_none(wrong);
+  }
   void* allocate_host(size_t bytes) override { return host_.allocate(bytes, 0); }
-  void free_host(void* memory) override { release(host_, memory); }
+  void free_host(void* memory) override { expect_none(memory != nullptr ? host_.free(memory) : ""); }
 
   void upload(Queue queue, void* device, const void* host, size_t bytes) override {
     expect_range("upload", memory_, device, bytes);
@@ -156,9 +171,7 @@ class EmulatedDevice final : public Device {
   WorkQueue& at(Queue queue) { return queue == Queue::kCompute ? compute_ : copy_; }
   void push(Queue queue, std::function<void(Grid&)> work) { at(queue).push({std::move(work), false}); }
 
-  void release(GuardedMemory& from, void* memory) {
-    if (memory == nullptr) return;
-    const std::string wrong = from.free(memory);
+  static void expect_none(const std::string& wrong) {
     if (!wrong.empty()) throw std::runtime_error("emulated device: " + wrong);
   }
   static void expect_range(const char* call, GuardedMemory& memory, const void* begin, size_t bytes) {

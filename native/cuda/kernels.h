@@ -61,6 +61,13 @@ struct Publish {
   Meeting signal;
 };
 
+// out[0] += the sum of the words: reading at its fastest, for measuring.
+struct Sweep {
+  const uint32_t* words = nullptr;  // on 16 bytes
+  size_t n = 0;                     // a multiple of 4
+  uint32_t* out = nullptr;          // device memory
+};
+
 // The device's clock in nanoseconds to *out (page-locked or device memory).
 struct Stamp {
   uint64_t* out = nullptr;
@@ -302,6 +309,7 @@ struct Kernels {
   void (*neurons)(void* stream, const Neurons&);
   void (*down)(void* stream, const Down&);
   void (*highest)(void* stream, const Highest&);
+  void (*sweep)(void* stream, const Sweep&);
 
   // Bytes of device memory, 256-aligned, that a kernel works in.
   size_t (*gemm_workspace)(const DeviceMatrix& w, bool transposed, int rows);

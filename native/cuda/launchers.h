@@ -25,6 +25,7 @@ PI_LAUNCHER void select(void* stream, const Select& a);
 PI_LAUNCHER void neurons(void* stream, const Neurons& a);
 PI_LAUNCHER void down(void* stream, const Down& a);
 PI_LAUNCHER void highest(void* stream, const Highest& a);
+PI_LAUNCHER void sweep(void* stream, const Sweep& a);
 
 PI_LAUNCHER size_t gemm_workspace(const DeviceMatrix& w, bool transposed, int rows);
 PI_LAUNCHER size_t attention_workspace(int rows, int n_heads, int head_dim, int splits);

@@ -17,7 +17,7 @@ constexpr uint64_t interface_id() {
   uint64_t id = kInterfaceVersion;
   for (size_t size : {sizeof(DeviceInfo), sizeof(Kernels), sizeof(DeviceMatrix), sizeof(DeviceRows), sizeof(Meeting), sizeof(Receive), sizeof(Publish),
                       sizeof(Stamp), sizeof(Norm), sizeof(Quantize), sizeof(Merge), sizeof(Project), sizeof(Gemm), sizeof(Activate), sizeof(StoreKv),
-                      sizeof(Attend), sizeof(Score), sizeof(Select), sizeof(Neurons), sizeof(Down), sizeof(Highest)}) {
+                      sizeof(Attend), sizeof(Score), sizeof(Select), sizeof(Neurons), sizeof(Down), sizeof(Highest), sizeof(Sweep)}) {
     id = id * 1099511628211ull + size;
   }
   return id;

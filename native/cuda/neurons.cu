@@ -32,11 +32,12 @@ __device__ __forceinline__ unsigned wanting(const Neurons& a, int t0, int neuron
 template <DType kType, int kT>
 __device__ __forceinline__ void compute(const Neurons& a, Staged<kType, kT>& x, int neuron, size_t slot, unsigned wanted, float (&act)[kT]) {
   constexpr int kUnroll = kT > 2 ? 4 : 8;
+  const bool gated = a.gate.rows > 0;
   bool idle = wanted == 0;
   float sum[1][kT];
 #pragma unroll
   for (int t = 0; t < kT; ++t) act[t] = 0;
-  if (a.gate) {
+  if (gated) {
     const uint8_t* const row[1] = {a.gate.data + slot * a.gate.row_bytes};
     dot_rows<kUnroll>(x, row, idle, sum);
     const float bias = a.gate_bias && !idle ? a.gate_bias[neuron] : 0.0f;
@@ -55,8 +56,8 @@ __device__ __forceinline__ void compute(const Neurons& a, Staged<kType, kT>& x, 
 #pragma unroll
   for (int t = 0; t < kT; ++t) {
     float up = sum[0][t] + bias;
-    if (!a.gate || a.both) up = activation(a.f, a.threshold, up);
-    if (!a.gate) {
+    if (!gated || a.both) up = activation(a.f, a.threshold, up);
+    if (!gated) {
       act[t] = wanted >> t & 1 ? up : 0.0f;
     } else if (act[t] != 0) {
       act[t] *= up;
@@ -80,7 +81,7 @@ __device__ __forceinline__ void count(const Neurons& a, unsigned asked, unsigned
 }
 
 template <DType kType, int kT>
-__global__ void __launch_bounds__(kWarps<kT>* kWarp) compute_neurons(Neurons a) {
+__global__ void __launch_bounds__(kWarps<kT>* kWarp, kT > 2 ? 1 : 4) compute_neurons(Neurons a) {
   PI_DYNAMIC_SHARED(uint4, shared);
   const int lane = threadIdx.x % kWarp, first = blockIdx.x * kWarps<kT>, step = gridDim.x * kWarps<kT>;
   int j = first + static_cast<int>(threadIdx.x) / kWarp;

@@ -1,6 +1,7 @@
 // Finds and loads what was built for a device. Nothing is loaded before a device is asked for, so one addon runs on every
 // machine.
 #include <dlfcn.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <string>
@@ -10,12 +11,6 @@
 namespace pi::cuda {
 
 namespace {
-
-#if defined(__APPLE__)
-constexpr const char* kSuffix = ".dylib";
-#else
-constexpr const char* kSuffix = ".so";
-#endif
 
 // The folder of the file that this code was loaded from: the addon, or an executable.
 std::string own_folder() {
@@ -29,17 +24,26 @@ std::string own_folder() {
 // PI_DEVICE_PATH, or beside ourselves.
 std::string module_path(const std::string& name) {
   const char* const folder = std::getenv("PI_DEVICE_PATH");
-  return (folder != nullptr && *folder != '\0' ? std::string(folder) : own_folder()) + "/" + name + kSuffix;
+  return (folder != nullptr && *folder != '\0' ? std::string(folder) : own_folder()) + "/" + name + ".so";
 }
 
 Opened none(std::string reason) { return {nullptr, std::move(reason)}; }
 
-Opened open_module(const std::string& name, const std::string& how_to_build, int ordinal) {
+// What a module that is not there would have been for.
+std::string not_built(const std::string& name) {
+  if (name == "pi_emulated") return "the emulator was not built; build it with: cmake --build build --target pi_emulated";
+  const bool driver = ::access("/proc/driver/nvidia/version", F_OK) == 0 || ::access("/usr/lib/wsl/lib/libcuda.so.1", F_OK) == 0;
+  if (!driver) return "no NVIDIA driver is loaded";
+  return "an NVIDIA driver is loaded, but the engine was built without CUDA; install the CUDA toolkit (nvcc), then: npm run build:native";
+}
+
+Opened open_module(const std::string& name, int ordinal) {
   const std::string path = module_path(name);
+  if (::access(path.c_str(), F_OK) != 0) return none(not_built(name));
   void* const module = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);  // never closed: its threads and memory live on
   if (module == nullptr) {
     const char* const why = ::dlerror();
-    return none("there is no " + path + " that loads (" + (why != nullptr ? why : "unknown") + "); " + how_to_build);
+    return none(path + " does not load: " + (why != nullptr ? why : "unknown"));
   }
   const auto open = reinterpret_cast<OpenFunction*>(::dlsym(module, kOpenFunction));
   if (open == nullptr) return none(path + " has no " + kOpenFunction);
@@ -55,9 +59,9 @@ Opened open_device(int ordinal) {
   const char* const setting = std::getenv("PI_DEVICE");
   const std::string which = setting != nullptr && *setting != '\0' ? setting : "cuda";
   if (which == "none") return none("PI_DEVICE is none");
-  if (which == "emulated") return open_module("pi_emulated", "build it with: cmake --build build --target pi_emulated", ordinal);
-  if (which == "cuda") return open_module("pi_cuda", "build it with CUDA's nvcc installed: PI_CUDA=1 npm run build:native", ordinal);
-  return none("PI_DEVICE is " + which + ", expected none, cuda or emulated");
+  if (which == "emulated") return open_module("pi_emulated", ordinal);
+  if (which == "cuda") return open_module("pi_cuda", ordinal);
+  return none("PI_DEVICE is " + which + ", not none, cuda or emulated");
 }
 
 }  // namespace pi::cuda

@@ -20,9 +20,11 @@ struct Job {
   bool add, relu;
 };
 
-// Several rows of weights a warp share what they read of x, once that is the bottleneck.
+// Several rows of weights a warp share what they read of x, once that is the bottleneck; loads in flight of each.
 template <int kT>
-constexpr int kRowsAWarp = kT >= 4 ? 2 : 1;
+constexpr int kRowsAWarp = kT > 2 ? 2 : 1;
+template <int kT>
+constexpr int kUnroll = kT > 4 ? 2 : kT > 2 ? 4 : 8;
 
 __device__ __forceinline__ void store(const Job& a, const Project::Output& o, int t, int i, float sum) {
   float* y = o.y + size_t(t) * o.w.rows + i;
@@ -32,7 +34,7 @@ __device__ __forceinline__ void store(const Job& a, const Project::Output& o, in
 }
 
 template <DType kType, int kT>
-__global__ void __launch_bounds__(kWarps* kWarp) project_rows(Job a) {
+__global__ void __launch_bounds__(kWarps* kWarp, kT > 2 ? 1 : 2) project_rows(Job a) {
   constexpr int kR = kRowsAWarp<kT>;
   PI_DYNAMIC_SHARED(uint4, shared);
   const int block = blockIdx.x, lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -47,7 +49,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) project_rows(Job a) {
     for (int t0 = 0; t0 < a.rows; t0 += kT) {
       x.begin_at(t0);
       float sum[kR][kT];
-      dot_rows<8 / kR>(x, row, i >= end, sum);
+      dot_rows<kUnroll<kT>>(x, row, i >= end, sum);
 #pragma unroll
       for (int r = 0; r < kR; ++r) {
 #pragma unroll

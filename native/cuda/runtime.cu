@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <mutex>
 #include <stdexcept>
 #include <string>
@@ -90,6 +91,14 @@ class Management {
   void* library_;
 };
 
+// A process has one context a device, made when that is first opened: what it took then.
+size_t first_context(int ordinal, size_t bytes) {
+  static std::mutex mutex;
+  static std::map<int, size_t> contexts;
+  const std::lock_guard lock(mutex);
+  return contexts.try_emplace(ordinal, bytes).first->second;
+}
+
 class CudaEvent final : public Event {
  public:
   CudaEvent() { PI_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming)); }
@@ -122,7 +131,8 @@ class CudaDevice final : public Device {
     describe();
     const int64_t after = management.used(bus_id);
     // Unknown: as if everything in use were ours.
-    info_.context_bytes = before >= 0 && after >= before ? after - before : info_.total_bytes - info_.free_bytes;
+    const bool known = before >= 0 && after >= before;
+    info_.context_bytes = first_context(ordinal_, known ? static_cast<size_t>(after - before) : info_.total_bytes - info_.free_bytes);
   }
   ~CudaDevice() override {
     (void)cudaSetDevice(ordinal_);

@@ -6,6 +6,8 @@ namespace pi::cuda {
 namespace {
 
 constexpr int kWarps = 8, kRowsAWarp = 32 / kWarps;  // a block has the neurons of one word of a mask
+template <int kT>
+constexpr int kRowsAtOnce = kT > 4 ? 2 : 4;  // of a warp's, as registers allow
 constexpr uint8_t kPredicted = 2;
 
 // How many rows have a mode that asks for scores.
@@ -22,38 +24,43 @@ __device__ __forceinline__ float score_of(const Score& a, int i, int differing) 
 __device__ __forceinline__ float score_of(const Score& a, int i, float sum) { return a.bias ? sum + a.bias[i] : sum; }
 
 template <DType kType, int kT>
-__global__ void __launch_bounds__(kWarps* kWarp) score_neurons(Score a) {
+__global__ void __launch_bounds__(kWarps* kWarp, kT > 2 ? 1 : 2) score_neurons(Score a) {
+  constexpr int kR = kRowsAtOnce<kT>;
   PI_DYNAMIC_SHARED(uint4, shared);
   __shared__ uint32_t bits[kWarps][kT];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, word = blockIdx.x, n = a.w.rows;
   const int first = 32 * word + warp * kRowsAWarp;
   const uint32_t valid = n - 32 * word >= 32 ? 0xffffffffu : (1u << (n - 32 * word)) - 1;
   const bool predicted = any_predicted(a);
-  const uint8_t* row[kRowsAWarp];
-  for (int r = 0; r < kRowsAWarp; ++r) row[r] = a.w.data + size_t(min(first + r, n - 1)) * a.w.row_bytes;
   Staged<kType, kT> x(a.x, a.rows, shared);
   for (int t0 = 0; t0 < a.rows; t0 += kT) {
     if (predicted) {
       x.begin_at(t0);
-      typename Weights<kType>::Sum sum[kRowsAWarp][kT];
-      dot_rows<(kT > 2 ? 1 : 2)>(x, row, first >= n, sum);
-      if (first < n && lane == 0) {
+      uint32_t reached[kT] = {};
+      for (int r0 = 0; r0 < kRowsAWarp; r0 += kR) {
+        const uint8_t* row[kR];
+        for (int r = 0; r < kR; ++r) row[r] = a.w.data + size_t(min(first + r0 + r, n - 1)) * a.w.row_bytes;
+        typename Weights<kType>::Sum sum[kR][kT];
+        dot_rows<(kT > 1 ? 1 : 2)>(x, row, first >= n, sum);
 #pragma unroll
-        for (int t = 0; t < kT; ++t) {
-          uint32_t reached = 0;
+        for (int r = 0; r < kR; ++r) {
+          const int i = first + r0 + r;
 #pragma unroll
-          for (int r = 0; r < kRowsAWarp; ++r) {
-            if (first + r < n && score_of(a, first + r, sum[r][t]) >= a.threshold) reached |= 1u << r;
+          for (int t = 0; t < kT; ++t) {
+            if (i < n && score_of(a, i, sum[r][t]) >= a.threshold) reached[t] |= 1u << (i % 32);
           }
-          bits[warp][t] = reached << (warp * kRowsAWarp);
         }
+      }
+#pragma unroll
+      for (int t = 0; t < kT; ++t) {
+        if (lane == 0) bits[warp][t] = reached[t];
       }
       __syncthreads();
     }
     const int t = t0 + static_cast<int>(threadIdx.x);
     if (static_cast<int>(threadIdx.x) < kT && t < a.rows) {
       uint32_t wanted = 0;
-      for (int w = 0; w * kRowsAWarp < n - 32 * word && w < kWarps; ++w) wanted |= predicted ? bits[w][threadIdx.x] : 0u;
+      for (int w = 0; w < kWarps; ++w) wanted |= predicted ? bits[w][threadIdx.x] : 0u;
       a.mask[size_t(t) * gridDim.x + word] = a.modes[t] == kPredicted ? wanted : valid;
     }
     __syncthreads();

@@ -20,6 +20,7 @@ const Kernels& launchers() {
       .neurons = &cuda::neurons,
       .down = &cuda::down,
       .highest = &cuda::highest,
+      .sweep = &cuda::sweep,
       .gemm_workspace = &cuda::gemm_workspace,
       .attention_workspace = &cuda::attention_workspace,
       .highest_workspace = &cuda::highest_workspace,

@@ -92,8 +92,8 @@ function openEngine(file: ModelFile, options: Parameters<ReturnType<typeof nativ
   }
 }
 
-/** The engine's view of stored tensors. Neuron indices and padding are not its business. */
-function tensorRefs(tensors: Map<string, StoredTensor>, file: number): TensorRef[] {
+/** The engine's view of the tensors of file number `file`. Neuron indices and padding are not its business. */
+export function tensorRefs(tensors: Map<string, StoredTensor>, file: number): TensorRef[] {
   return [...tensors]
     .filter(([, { dtype }]) => dtype !== "i32")
     .map(([name, { dtype, shape, offset }]) => ({ name, file, dtype, shape, offset }));

@@ -1,4 +1,5 @@
 import type { Gpu, Hardware } from "../formats/hardware.ts";
+import type { LayerPlacement } from "../formats/placement.ts";
 import type { ModelCosts } from "./costs.ts";
 import { priceOnCpu } from "./cpu-price.ts";
 
@@ -25,8 +26,10 @@ export interface LayerPrices {
   predictor: Price;
   /** One neuron read whole. */
   neuron: Price;
-  /** Expected CPU seconds of every neuron, hottest first: never growing. */
-  neurons: Float64Array;
+  /** Expected CPU seconds of the hottest neurons, by how many: [n + 1], from 0 on. */
+  work: Float64Array;
+  /** Chance that a token asks for any of the neurons that come after so many: [n + 1], to 0. */
+  waits: Float64Array;
   /** Seconds on the GPU for a second of that on the CPU. */
   gpuRatio: number;
 }
@@ -44,9 +47,41 @@ export function priceToken(costs: ModelCosts, hardware: GpuHardware): Prices {
       attention: { cpu: attention, gpu: onGpu(layer.attention + layer.kvRead) },
       predictor: { cpu: predictor, gpu: onGpu(layer.predictor) },
       neuron: { cpu: neuron, gpu: onGpu(layer.neuron) },
-      neurons,
+      work: prefixSums(neurons),
+      waits: chancesOfAny(layer.asked),
       gpuRatio: onGpu(layer.neuron) / neuron,
     };
   });
   return { layers, head: { cpu: cpu.head, gpu: onGpu(costs.head.bytes) }, fixed: cpu.fixed };
+}
+
+/** sums[n] = x[0] + … + x[n - 1] */
+export function prefixSums(x: Float64Array): Float64Array {
+  const sums = new Float64Array(x.length + 1);
+  for (let i = 0; i < x.length; i++) sums[i + 1] = sums[i]! + x[i]!;
+  return sums;
+}
+
+/** any[n]: chance that one of p[n], p[n + 1], … comes true, independently of the others. */
+function chancesOfAny(p: Float64Array): Float64Array {
+  const any = new Float64Array(p.length + 1);
+  for (let n = p.length - 1, none = 1; n >= 0; n--) any[n] = 1 - (none *= 1 - p[n]!);
+  return any;
+}
+
+/** Where the FFN of a layer is computed. */
+export type FfnSplit = Pick<LayerPlacement, "gpuNeurons" | "predictor">;
+
+/**
+ * Seconds of a layer's FFN and its predictor. The GPU scores all neurons and then computes its own, while the CPU waits for
+ * the scores and then computes the others; what they found is merged, which costs `syncSeconds` wherever the CPU was asked
+ * for anything.
+ */
+export function ffnSeconds(prices: LayerPrices, split: FfnSplit, syncSeconds: number): number {
+  const { predictor, work, waits, gpuRatio } = prices;
+  const n = split.gpuNeurons;
+  const all = work.at(-1)!;
+  const scores = split.predictor ? predictor.gpu : predictor.cpu;
+  if (n === 0 && !split.predictor) return scores + all;
+  return scores + Math.max(work[n]! * gpuRatio, all - work[n]!) + syncSeconds * waits[n]!;
 }

@@ -4,7 +4,7 @@ import { NEURON_BATCH, type LayerPlacement, type PlacementMemory } from "../form
 import { sumParts } from "../model/gpu-memory.ts";
 import type { GpuOptions } from "../native/index.ts";
 import type { LayerCosts, ModelCosts } from "./costs.ts";
-import { ffnSeconds, type FfnSplit, type LayerPrices, type Price, type Prices } from "./price.ts";
+import { ffnExchanges, ffnSeconds, type FfnSplit, type LayerPrices, type Price, type Prices } from "./price.ts";
 import type { Group, Problem } from "./problem.ts";
 
 /** Which parts of the model are on the GPU. */
@@ -37,7 +37,8 @@ type Item =
 const NO_FFN: FfnSplit = { gpuNeurons: 0, predictor: false };
 
 /**
- * Everything that may go to the GPU, by time saved per token ({@link ffnSeconds}). The GPU computes neurons by the scores of
+ * Everything that may go to the GPU, by time saved per token: that of both sides, and what exchanges cost where attention is
+ * the GPU's. The GPU computes neurons by the scores of
  * a predictor that it has itself, so a layer's FFN offers the predictor, and with it neurons in batches of 64, hottest first, at
  * least C_l of them. What is larger and saves no more is not offered. Attention (with the layer's KV cache) and the head are read whole for every token, but each
  * must save more than one synchronisation costs. `bonus` seconds are added for every byte that leaves the CPU's memory (see
@@ -73,13 +74,12 @@ export function placementProblem(
 /** What a layer's FFN offers, each worth more than all smaller ones. */
 function ffnGroup(cost: LayerCosts, price: LayerPrices, syncSeconds: number, bonus: number) {
   const group = { splits: [NO_FFN], sizes: [0], values: [0] };
-  const before = ffnSeconds(price, NO_FFN, syncSeconds);
   const predictor = cost.predictor > 0;
   for (const gpuNeurons of neuronOptions(cost.order.length, minimumNeurons(price.neuron, { syncSeconds }))) {
     if (gpuNeurons === 0 && !predictor) continue;
     const split = { gpuNeurons, predictor };
     const bytes = gpuNeurons * cost.neuron + cost.predictor;
-    const value = before - ffnSeconds(price, split, syncSeconds) + bonus * bytes;
+    const value = ffnSaving(price, split, syncSeconds) + bonus * bytes;
     if (value <= group.values.at(-1)!) continue;
     group.splits.push(split);
     group.sizes.push(gpuNeurons * cost.device.neuron + cost.device.predictor);
@@ -88,14 +88,19 @@ function ffnGroup(cost: LayerCosts, price: LayerPrices, syncSeconds: number, bon
   return group;
 }
 
+/** Against an FFN that is all the CPU's. */
+function ffnSaving(price: LayerPrices, split: FfnSplit, syncSeconds: number): number {
+  if (split.gpuNeurons === 0 && !split.predictor) return 0;
+  return ffnSeconds(price, NO_FFN) - ffnSeconds(price, split) - syncSeconds * ffnExchanges(price, split, true);
+}
+
 /** What the parts on the GPU save per token as {@link placementProblem} counts it, without bonus. */
 export function savedSeconds(split: Split, { layers, head }: Prices, { syncSeconds }: Hardware["link"]): number {
   const whole = (onGpu: boolean, { cpu, gpu }: Price): number => (onGpu ? cpu - gpu - syncSeconds : 0);
   return layers.reduce(
     (sum, prices, l) => {
       const layer = split.layers[l]!;
-      const ffn = ffnSeconds(prices, NO_FFN, syncSeconds) - ffnSeconds(prices, layer, syncSeconds);
-      return sum + ffn + whole(layer.attention, prices.attention);
+      return sum + ffnSaving(prices, layer, syncSeconds) + whole(layer.attention, prices.attention);
     },
     whole(split.head, head),
   );

@@ -1,6 +1,6 @@
 import type { ModelCosts } from "./costs.ts";
 import { isEverything, type Split } from "./plan.ts";
-import { ffnSeconds, prefixSums, priceToken, type GpuHardware, type Prices } from "./price.ts";
+import { ffnExchanges, ffnSeconds, prefixSums, priceToken, type GpuHardware, type Prices } from "./price.ts";
 
 export interface Prediction {
   tokensPerSecond: number;
@@ -12,9 +12,9 @@ export interface Prediction {
 
 /**
  * Decoding speed of a split: attention and FFN of every layer in turn, the two halves of an FFN side by side
- * ({@link ffnSeconds}). A token begins and ends with the CPU; the stream crosses over wherever a part and the next one are
- * on different sides, which takes half a synchronisation each time. A GPU that has everything leaves nothing to the CPU but
- * to ask for the token.
+ * ({@link ffnSeconds}), which then exchange what they found. The stream is where the next layer's attention, or the head, is;
+ * a token begins and ends with the CPU. Each time it crosses over takes half a synchronisation. A GPU that has everything leaves
+ * nothing to the CPU but to ask for the token.
  */
 export function predict(
   split: Split,
@@ -32,7 +32,7 @@ export function predict(
     const { work } = price;
     const n = frequency.length;
     seconds += layer.attention ? price.attention.gpu : price.attention.cpu;
-    seconds += ffnSeconds(price, layer, syncSeconds);
+    seconds += ffnSeconds(price, layer) + syncSeconds * ffnExchanges(price, layer, layer.attention);
     gpuWork += work[layer.gpuNeurons]!;
     allWork += work[n]!;
     const impact = prefixSums(frequency);
@@ -45,7 +45,6 @@ export function predict(
 
 /** How often the stream goes from one device to the other in a token. */
 function crossings({ layers, head }: Split): number {
-  const sides = layers.flatMap(({ attention, gpuNeurons, predictor }) => [attention, gpuNeurons > 0 || predictor]);
-  const stops = [false, ...sides, head, false];
+  const stops = [false, ...layers.map(({ attention }) => attention), head, false];
   return stops.filter((gpu, i) => i > 0 && gpu !== stops[i - 1]).length;
 }

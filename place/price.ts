@@ -73,15 +73,19 @@ function chancesOfAny(p: Float64Array): Float64Array {
 export type FfnSplit = Pick<LayerPlacement, "gpuNeurons" | "predictor">;
 
 /**
- * Seconds of a layer's FFN and its predictor. The GPU scores all neurons and then computes its own, while the CPU waits for
- * the scores and then computes the others; what they found is merged, which costs `syncSeconds` wherever the CPU was asked
- * for anything.
+ * Seconds of a layer's FFN and its predictor, exchanges left out. The GPU scores all neurons and then computes its own, while
+ * the CPU waits for the scores and then computes the others.
  */
-export function ffnSeconds(prices: LayerPrices, split: FfnSplit, syncSeconds: number): number {
-  const { predictor, work, waits, gpuRatio } = prices;
-  const n = split.gpuNeurons;
-  const all = work.at(-1)!;
-  const scores = split.predictor ? predictor.gpu : predictor.cpu;
-  if (n === 0 && !split.predictor) return scores + all;
-  return scores + Math.max(work[n]! * gpuRatio, all - work[n]!) + syncSeconds * waits[n]!;
+export function ffnSeconds({ predictor, work, gpuRatio }: LayerPrices, split: FfnSplit): number {
+  const onGpu = work[split.gpuNeurons]!;
+  return (split.predictor ? predictor.gpu : predictor.cpu) + Math.max(onGpu * gpuRatio, work.at(-1)! - onGpu);
+}
+
+/**
+ * How often, in a token, the devices tell each other what a layer's FFN reads and what it gives. Where attention is the
+ * GPU's, whenever a neuron of the CPU is asked for; where it is the CPU's, always, unless the GPU has nothing to do.
+ */
+export function ffnExchanges({ waits }: LayerPrices, split: FfnSplit, attention: boolean): number {
+  if (attention) return waits[split.gpuNeurons]!;
+  return split.gpuNeurons > 0 || split.predictor ? 1 : 0;
 }

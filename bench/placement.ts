@@ -80,6 +80,7 @@ function costsOf(shape: Shape, counts: Activations): ModelCosts {
       kvRead: 2048 * kv,
       predictor: bytes(predictorRows),
       predictorRows,
+      device: { neuron: 3 * dim * ELEMENT, attention: bytes(projections), predictor: bytes(predictorRows) },
     };
   });
   const head = rows(32_000, dim);
@@ -90,7 +91,7 @@ function costsOf(shape: Shape, counts: Activations): ModelCosts {
     scratch: 0,
     lookups: bytes([head]),
     tiedHead: false,
-    head: { bytes: bytes([head]), matrix: head, shortlist: false },
+    head: { bytes: bytes([head]), device: bytes([head]), matrix: head, shortlist: false },
     kv: { type: "f16", heads: kvHeads, queries: dim / headDim / kvHeads, headDim, tokens: 2048 },
   };
 }

@@ -10,11 +10,12 @@ import { readModelFile } from "../model/model-file.ts";
 import { openModel, type OpenModel } from "../model/open.ts";
 import { compareModes, qualityTokens, type Comparison } from "../model/quality.ts";
 import { FFN_MODE, type FfnMode } from "../native/index.ts";
+import { addDeviceOptions, deviceOptions, reportDevice, type DeviceFlags } from "./device-options.ts";
 import { readWindows } from "./eval-windows.ts";
 import { formatBytes, formatNumber, printJson, printTable, stageContext } from "./output.ts";
 import { parseInteger } from "./sizes.ts";
 
-interface Options {
+interface Options extends DeviceFlags {
   corpus?: string[];
   field: string;
   tokens?: string;
@@ -30,7 +31,7 @@ interface Options {
 const DEFAULT_TOKENS = 65536;
 
 export function define(command: Command): void {
-  command
+  addDeviceOptions(command)
     .argument("<MODEL>", "artifact, or directory of a converted model")
     .option("--corpus <PATH...>", "text to measure on: files, directories or patterns, as for pi profile")
     .option("--field <NAME>", "field of JSON lines, column of Parquet files", "text")
@@ -90,7 +91,10 @@ async function open(path: string, options: Options, contextTokens: number): Prom
   const found = (await stat(beside).catch(() => undefined)) ? beside : undefined;
   const predictors = options.predictors ?? found;
   const { threads } = options;
-  return openModel(path, { contextTokens, ...(threads && { threads }), ...(predictors && { predictors }) });
+  const settings = { ...deviceOptions(options), ...(threads && { threads }), ...(predictors && { predictors }) };
+  const model = await openModel(path, { contextTokens, ...settings });
+  reportDevice(model.device);
+  return model;
 }
 
 function print({ corpus, perplexityDense, bytesPerTokenDense, modes }: Comparison, json: boolean | undefined): void {

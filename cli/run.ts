@@ -6,6 +6,7 @@ import { loadSession } from "../runtime/load.ts";
 import type { SamplingOptions } from "../runtime/sampling.ts";
 import type { Session } from "../runtime/session.ts";
 import { chat, type ChatOptions, systemMessage } from "./chat.ts";
+import { reportDevice } from "./device-options.ts";
 import { formatNumber, printJson } from "./output.ts";
 import {
   addSamplingOptions,
@@ -43,6 +44,7 @@ export function define(command: Command): void {
     if (prompt === undefined && options.json) command.error("error: --json needs a PROMPT");
     const session = await loadSession(path, { ...loadOptions(options), maxSequences: 1 });
     try {
+      reportDevice(session.model.open.device);
       const generation = generationOptions(session, options);
       if (prompt === undefined) await chat(session, { ...options, generation }, process.stdin, process.stdout);
       else await complete(session, prompt === "-" ? await text(process.stdin) : prompt, options, generation);

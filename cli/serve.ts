@@ -3,6 +3,7 @@ import { loadSession } from "../runtime/load.ts";
 import { DEFAULT_SEQUENCES } from "../runtime/scheduler.ts";
 import type { Server, ServerOptions } from "../runtime/server/server.ts";
 import type { Session } from "../runtime/session.ts";
+import { reportDevice } from "./device-options.ts";
 import { printJson } from "./output.ts";
 import { addSessionOptions, loadOptions, type SessionFlags } from "./session-options.ts";
 import { parseInteger, parseNumber } from "./sizes.ts";
@@ -61,6 +62,7 @@ async function run(server: Server, loading: Promise<Session>, options: Options):
     server.ready(session);
     const { model, contextTokens } = session;
     const stopped = signalled();
+    reportDevice(model.open.device);
     console.error(`pi: serving ${model.name}, mode ${model.mode}, context ${contextTokens} tokens; Ctrl-C stops`);
     if (options.json) printJson({ url, model: model.name, mode: model.mode, contextTokens, pid: process.pid });
     else console.log(url);

@@ -3,11 +3,12 @@ import { FFN_MODE, type FfnMode, type KvType } from "../native/index.ts";
 import type { LoadOptions } from "../runtime/load.ts";
 import { DEFAULT_DRAFTS, MAX_ROWS } from "../runtime/speculation.ts";
 import { SAMPLING_PARAMETERS, type SamplingOptions, type SamplingParameter, SEED_RANGE } from "../runtime/sampling.ts";
+import { addDeviceOptions, deviceOptions, type DeviceFlags } from "./device-options.ts";
 import { kvTypeOption } from "./kv-type.ts";
 import { parseInteger, parseNumber } from "./sizes.ts";
 
 /** How to open a model, as `pi run` and `pi serve` take it. */
-export interface SessionFlags {
+export interface SessionFlags extends DeviceFlags {
   mode?: FfnMode;
   threads?: number;
   ctx?: number;
@@ -18,7 +19,7 @@ export interface SessionFlags {
 }
 
 export function addSessionOptions(command: Command): Command {
-  return command
+  return addDeviceOptions(command)
     .argument("<X>", "artifact, or directory of a converted model")
     .addOption(
       new Option("--mode <MODE>", "how the FFN is computed (default: the model's)").choices(Object.keys(FFN_MODE)),
@@ -26,7 +27,7 @@ export function addSessionOptions(command: Command): Command {
     .option("--threads <N>", "default: all cores", parseInteger(1, 1024))
     .option(
       "--ctx <TOKENS>",
-      "size of the KV cache, all requests together (default: what they may need, at most 1 GiB or one context)",
+      "size of the KV cache, all requests together (default: what they may need, at most 1 GiB or one context; with a GPU what it was placed for)",
       parseInteger(1),
     )
     .addOption(kvTypeOption())
@@ -43,6 +44,7 @@ export function addSessionOptions(command: Command): Command {
 export function loadOptions(flags: SessionFlags): LoadOptions {
   const { mode, threads, ctx, kvType, predictors, speculate, verify } = flags;
   return {
+    ...deviceOptions(flags),
     verify,
     maxDrafts: speculate,
     ...(mode && { mode }),

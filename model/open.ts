@@ -5,12 +5,21 @@ import { check, PiError } from "../formats/errors.ts";
 import { parsePredictorMetrics } from "../formats/predictors.ts";
 import { checkSameInput, parseProvenance } from "../formats/provenance.ts";
 import { readSafetensors } from "../io/safetensors-file.ts";
-import { KV_BLOCK, native, type Engine, type FfnMode, type KvType, type TensorRef } from "../native/index.ts";
+import {
+  KV_BLOCK,
+  native,
+  type Engine,
+  type FfnMode,
+  type KvType,
+  type OpenOptions,
+  type TensorRef,
+} from "../native/index.ts";
 import { isSparse, type ModelConfig } from "./config.ts";
+import { gpuOptions, openingError, planDevice, type DeviceOptions, type DeviceUse } from "./device.ts";
 import { defaultKvType } from "./kv-type.ts";
 import { readModelFile, storedTensors, verifyTensors, type ModelFile, type StoredTensor } from "./model-file.ts";
 
-export interface OpenModelOptions {
+export interface OpenModelOptions extends DeviceOptions {
   /** Threads of the engine; default: all that this process may use. */
   threads?: number;
   /** KV cache capacity in tokens, all sequences together; default: the checkpoint's longest context. */
@@ -35,6 +44,8 @@ export interface OpenModel {
   defaultMode: FfnMode;
   /** KV cache capacity in tokens. */
   kvTokens: number;
+  /** What of it is on a GPU. */
+  device: DeviceUse;
   /** Text of a tokenizer or config file that came with the model; undefined where the checkpoint had none. */
   textFile(name: string): Promise<string | undefined>;
   close(): void;
@@ -42,7 +53,8 @@ export interface OpenModel {
 
 /**
  * Opens an artifact or a converted model and maps it into the engine. Errors: those of {@link readModelFile} and
- * {@link verifyTensors}; `E_MISMATCH` for predictors of other weights; `E_ENGINE` when the native side refuses.
+ * {@link verifyTensors}; `E_MISMATCH` for predictors of other weights; `E_DEVICE` and `E_VRAM` of {@link planDevice};
+ * `E_ENGINE` when the native side refuses.
  */
 export async function openModel(path: string, options: OpenModelOptions = {}): Promise<OpenModel> {
   return openModelFile(await readModelFile(path), options);
@@ -51,17 +63,11 @@ export async function openModel(path: string, options: OpenModelOptions = {}): P
 /** {@link openModel} of a file whose header was read. */
 export async function openModelFile(file: ModelFile, options: OpenModelOptions = {}): Promise<OpenModel> {
   const predictors = options.predictors === undefined ? undefined : await readPredictors(options.predictors, file);
-  // All of it before any of it is used: several threads hash a gigabyte in a third of a second, so there is little to gain
-  // from doing it later, and nothing wrong is ever computed with.
-  if (options.verify ?? true) {
-    await verifyTensors(file);
-    if (predictors) await verifyTensors(predictors);
-  }
   const thresholds = readThresholds(predictors?.metadata ?? file.metadata, file.config, predictors?.path ?? file.path);
   const tensors = [...tensorRefs(file.tensors, 0), ...(predictors ? tensorRefs(predictors.tensors, 1) : [])];
   const capacity = options.contextTokens ?? file.config.maxPositions;
   const kvBlocks = Math.ceil(capacity / KV_BLOCK);
-  const engine = openEngine(file, {
+  const opening: OpenOptions = {
     files: [file.path, ...(predictors ? [predictors.path] : [])].map((p) => resolve(p)),
     tensors,
     config: JSON.stringify(file.config),
@@ -69,7 +75,15 @@ export async function openModelFile(file: ModelFile, options: OpenModelOptions =
     threads: options.threads ?? availableParallelism(),
     kvBlocks,
     kvType: options.kvType ?? defaultKvType(file.dtype),
-  });
+  };
+  const device = planDevice(file, opening, options);
+  // All of it before any of it is used: several threads hash a gigabyte in a third of a second, so there is little to gain
+  // from doing it later, and nothing wrong is ever computed with.
+  if (options.verify ?? true) {
+    await verifyTensors(file);
+    if (predictors) await verifyTensors(predictors);
+  }
+  const engine = openEngine(file, opening, device);
   const hasPredictors = thresholds.length > 0;
   return {
     file,
@@ -79,21 +93,22 @@ export async function openModelFile(file: ModelFile, options: OpenModelOptions =
     name: file.metadata["pi.name"] ?? basename(dirname(resolve(file.path))),
     defaultMode: hasPredictors ? "predictor" : isSparse(file.config.activation) ? "exact" : "dense",
     kvTokens: kvBlocks * KV_BLOCK,
+    device,
     textFile: (name) => readTextFile(file, name),
     close: () => engine.close(),
   };
 }
 
-function openEngine(file: ModelFile, options: Parameters<ReturnType<typeof native>["openEngine"]>[0]): Engine {
+function openEngine(file: ModelFile, options: OpenOptions, { gpu }: DeviceUse): Engine {
   try {
-    return native().openEngine(options);
+    return native().openEngine(gpu ? { ...options, gpu: gpuOptions(gpu.split, gpu.budget) } : options);
   } catch (error) {
-    throw error instanceof PiError ? error : new PiError("E_ENGINE", `${file.path}: ${(error as Error).message}`);
+    throw error instanceof PiError ? error : openingError(file.path, error as Error, gpu);
   }
 }
 
-/** The engine's view of stored tensors. Neuron indices and padding are not its business. */
-function tensorRefs(tensors: Map<string, StoredTensor>, file: number): TensorRef[] {
+/** The engine's view of the tensors of file number `file`. Neuron indices and padding are not its business. */
+export function tensorRefs(tensors: Map<string, StoredTensor>, file: number): TensorRef[] {
   return [...tensors]
     .filter(([, { dtype }]) => dtype !== "i32")
     .map(([name, { dtype, shape, offset }]) => ({ name, file, dtype, shape, offset }));

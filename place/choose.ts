@@ -1,5 +1,5 @@
 import { check } from "../formats/errors.ts";
-import type { Placement } from "../formats/placement.ts";
+import type { Placement, PlacementMemory } from "../formats/placement.ts";
 import type { StageContext } from "../io/progress.ts";
 import type { ModelCosts } from "./costs.ts";
 import { solveGreedy } from "./greedy.ts";
@@ -47,11 +47,16 @@ interface Case {
   budgets: Budgets;
   /** Bytes of the GPU's memory for parts of the model. */
   capacity: number;
+  count: Count;
 }
+
+/** GPU memory of a split, by part. */
+export type Count = (split: Split) => PlacementMemory;
 
 /**
  * Decides what goes to the GPU under the budgets and says what that should give. Throws `E_BUDGET` when the GPU's is not 0
  * and yet too small for anything, and when what then stays with the CPU does not fit the other one.
+ * @param count what the engine allocates for a split, which keeps within the budget by this count; default: the sizes of its parts
  */
 export async function choosePlacement(
   costs: ModelCosts,
@@ -59,19 +64,20 @@ export async function choosePlacement(
   budgets: Budgets,
   solver: SolverName,
   context: StageContext,
+  count: Count = (split) => memoryOf(split, costs, hardware.gpu),
 ): Promise<Placement> {
   const { vram } = budgets;
   const prices = priceToken(costs, hardware);
-  const capacity = Math.max(0, vram - hardware.gpu.reservedBytes - costs.scratch);
-  const given: Case = { costs, hardware, prices, budgets, capacity };
-  const problem = placementProblem(costs, prices, hardware.link, capacity);
-  const useful = checkBudget(problem, vram, costs, hardware.gpu);
+  const overhead = count(everything(costs));
+  const capacity = Math.max(0, vram - overhead.context - overhead.scratch);
+  const given: Case = { costs, hardware, prices, budgets, capacity, count };
+  const useful = checkBudget(placementProblem(costs, prices, hardware.link, capacity), vram, overhead, hardware.gpu);
   if (!useful && vram > 0) {
     context.warn(
       "nothing of this model saves what its synchronisation with the GPU costs: all of it stays with the CPU",
     );
   }
-  const { split, ...outcome } = await decide(given, problem, solver, context);
+  const { split, memory, ...outcome } = await decideWithin(given, solver, context);
   const { impactShares, gpuShare, tokensPerSecond } = predict(split, costs, hardware, prices);
   const cpuOnly = predict(nothing(costs.layers.length), costs, hardware, prices);
   return {
@@ -83,7 +89,7 @@ export async function choosePlacement(
       impactShare: impactShares[l]!,
     })),
     head: split.head,
-    memory: memoryOf(split, costs, hardware.gpu),
+    memory,
     ram: { budget: budgets.ram ?? null, total: ramOf(split, costs) },
     ...outcome,
     gap: relativeGap(outcome),
@@ -99,20 +105,27 @@ export async function choosePlacement(
 
 type Outcome = Pick<Placement, "objective" | "bound" | "solver" | "referee"> & { split: Split };
 
-async function decide(
-  given: Case,
-  problem: PlacementProblem,
-  solver: SolverName,
-  context: StageContext,
-): Promise<Outcome> {
-  const { costs, hardware, prices, budgets } = given;
+/** Decides again with less room while allocations, which are rounded up, exceed the budget that the parts' sizes keep to. */
+async function decideWithin(given: Case, solver: SolverName, context: StageContext) {
+  for (let { capacity } = given; ;) {
+    const outcome = await decide({ ...given, capacity }, solver, context);
+    const memory = given.count(outcome.split);
+    const excess = memory.total - given.budgets.vram;
+    if (excess <= 0) return { ...outcome, memory };
+    capacity -= excess;
+  }
+}
+
+async function decide(given: Case, solver: SolverName, context: StageContext): Promise<Outcome> {
+  const { costs, hardware, prices, budgets, capacity, count } = given;
+  const problem = placementProblem(costs, prices, hardware.link, capacity);
   const { options, ...best } = await solveBy(problem, solver, context);
   const split = splitOf(problem, options, costs.layers.length);
   const found = { ...best, split };
   const whole = everything(costs);
   const seconds = (of: Split): number => 1 / predict(of, costs, hardware, prices).tokensPerSecond;
   const value = seconds(nothing(costs.layers.length)) - seconds(whole);
-  const fits = memoryOf(whole, costs, hardware.gpu).total <= budgets.vram;
+  const fits = count(whole).total <= budgets.vram;
   if (fits && value > best.objective) {
     return { split: whole, solver: best.solver, objective: value, bound: value, referee: null };
   }

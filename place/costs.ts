@@ -3,6 +3,7 @@ import type { WeightDType } from "../formats/dtypes.ts";
 import { check } from "../formats/errors.ts";
 import type { PredictorMetrics } from "../formats/predictors.ts";
 import { isSparse, type ModelConfig } from "../model/config.ts";
+import { partBytes, type LayerPartBytes } from "../model/gpu-memory.ts";
 import { defaultKvType, kvPositionBytes } from "../model/kv-type.ts";
 import type { ModelFile, StoredTensor } from "../model/model-file.ts";
 import { layerTensor, PREDICTOR_MATRICES } from "../model/tensors.ts";
@@ -13,8 +14,8 @@ export interface ModelCosts {
   /** The FFN mode that decoding will use. */
   mode: FfnMode;
   layers: LayerCosts[];
-  /** Output head and final norm, read once a token. */
-  head: { bytes: number; matrix: Matrix; shortlist: boolean };
+  /** Output head and final norm, read once a token; `device`: bytes in a GPU's memory. */
+  head: { bytes: number; device: number; matrix: Matrix; shortlist: boolean };
   /** Keys and values: how many heads of what size and type, and the tokens of context that a token attends to. */
   kv: { type: KvType; heads: number; queries: number; headDim: number; tokens: number };
   /** Width of the stream. */
@@ -54,6 +55,8 @@ export interface LayerCosts {
   kvRead: number;
   predictor: number;
   predictorRows: Matrix[];
+  /** What the same parts take of a GPU's memory, whose rows are padded. */
+  device: Omit<LayerPartBytes, "kv">;
 }
 
 /** How often each neuron of a layer fires, hottest first, and which it is. */
@@ -68,9 +71,6 @@ export interface CostOptions {
   mode?: FfnMode;
   kvType?: KvType;
 }
-
-/** Rows that the GPU works on at once: a prefill chunk; decoding has far fewer. */
-const SCRATCH_ROWS = 64;
 
 /** Rows of a head below which it is computed whole; as native/engine/head.h. */
 const SHORTLIST_ROWS = 256;
@@ -91,11 +91,17 @@ export function modelCosts(
   const { nKvHeads, headDim } = config;
   const attended = options.attended ?? context / 2;
   const kvToken = kvPositionBytes(kvType, config);
+  const device = partBytes(model, { type: kvType, blocks: context / KV_BLOCK });
   const layers = activity.map((of, layer) => {
     // An exact layer has none, in predictor mode too.
     const predictor = mode === "predictor" && predictors![layer]!.kind !== "exact" ? predictors![layer]! : undefined;
     const kv = { kv: context * kvToken, kvRead: attended * kvToken };
-    return layerCosts(model, layer, of, predictor, { ...readShares(of.frequency, predictor, mode), ...kv });
+    const { neuron, attention, predictor: bytes } = device.layers[layer]!;
+    const known = { ...readShares(of.frequency, predictor, mode), ...kv };
+    return layerCosts(model, layer, of, predictor, {
+      ...known,
+      device: { neuron, attention, predictor: predictor ? bytes : 0 },
+    });
   });
   const embed = tensors.get("embed.weight")!;
   const head = config.tiedHead ? embed : tensors.get("head.weight")!;
@@ -108,12 +114,13 @@ export function modelCosts(
     layers,
     head: {
       bytes: headBytes,
+      device: device.head,
       matrix: matrixOf(head),
       shortlist: mode === "predictor" && head.dtype === "q8_0" && config.vocabSize >= SHORTLIST_ROWS,
     },
     kv: { type: kvType, heads: nKvHeads, queries: config.nHeads / nKvHeads, headDim, tokens: attended },
     dim: config.dim,
-    scratch: scratchBytes(config),
+    scratch: device.scratch,
     lookups: bytesOf(model, "pos_embed.weight") + embed.bytes,
     tiedHead: config.tiedHead,
   };
@@ -124,7 +131,7 @@ function layerCosts(
   layer: number,
   { order, frequency }: LayerActivity,
   predictor: PredictorMetrics | undefined,
-  known: Pick<LayerCosts, "asked" | "used" | "kv" | "kvRead">,
+  known: Pick<LayerCosts, "asked" | "used" | "kv" | "kvRead" | "device">,
 ): LayerCosts {
   const { config, tensors } = model;
   const { nNeurons, gated } = config;
@@ -202,12 +209,4 @@ function layerBytes({ tensors }: CostModel, layer: number): number {
     if (name.startsWith(prefix) && !others.some((other) => name.startsWith(other))) sum += bytes;
   }
   return sum;
-}
-
-/**
- * f32 buffers of one forward pass: residual, normed input and output, q, k, v, attention output, gate and up, logits of
- * one row.
- */
-function scratchBytes({ dim, nHeads, nKvHeads, headDim, nNeurons, vocabSize }: ModelConfig): number {
-  return 4 * (SCRATCH_ROWS * (3 * dim + 2 * (nHeads + nKvHeads) * headDim + 2 * nNeurons) + vocabSize);
 }

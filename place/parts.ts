@@ -1,10 +1,10 @@
-import { solveGreedy } from "./greedy.ts";
+import { bestOfCounts } from "./counted.ts";
 import { hull } from "./hull.ts";
 import { total, type Problem, type Solution } from "./problem.ts";
 
 /** Choices of whole parts beyond which trying them all would take too long. */
 const MAX_CHOICES = 200_000;
-/** Choices of whole parts, the most promising first, that are completed with neurons. */
+/** Choices of whole parts, the most promising first, that are completed with FFNs. */
 const MAX_COMPLETED = 40;
 
 /** Equal parts, all there or not: which of them are taken makes no difference, only how many. */
@@ -23,10 +23,10 @@ interface Choice {
 }
 
 /**
- * Improves `incumbent` where whole parts of the model (attention, predictors, the head) are so large that half of one, which
- * a relaxed problem may take, is worth more than can be had: every choice of whole parts is bounded by itself, with what
- * the neurons that fit beside it are worth at most. Layers being alike, there are few kinds of parts and so few choices;
- * null where there are too many.
+ * Improves `incumbent` where whole parts of the model (attention, the head) are so large that half of one, which a relaxed
+ * problem may take, is worth more than can be had: every choice of whole parts is bounded by itself, with what the FFNs that
+ * fit beside it are worth at most, first by steps and, where that is not enough, by how many layers have any of it. Layers
+ * being alike, there are few kinds of parts and so few choices; null where there are too many.
  */
 export function solveByParts(problem: Problem, incumbent: Solution): Solution | null {
   const kinds = kindsOf(problem);
@@ -37,14 +37,17 @@ export function solveByParts(problem: Problem, incumbent: Solution): Solution | 
   const bounded = choices.map((choice) => ({ choice, bound: choice.value + worth(problem.capacity - choice.size) }));
   bounded.sort((a, b) => b.bound - a.bound);
   let best = { options: [...incumbent.options], objective: incumbent.objective };
+  let highest = bounded[MAX_COMPLETED]?.bound ?? -Infinity;
   for (const { choice, bound } of bounded.slice(0, MAX_COMPLETED)) {
     if (bound <= best.objective) break;
-    const { options } = solveGreedy({ groups: fine, capacity: problem.capacity - choice.size });
-    take(choice, kinds, options);
-    const { value } = total(problem, options);
-    if (value > best.objective) best = { options, objective: value };
+    const found = bestOfCounts(fine, problem.capacity - choice.size, best.objective - choice.value);
+    if (!found) continue;
+    highest = Math.max(highest, Math.min(bound, choice.value + found.bound));
+    take(choice, kinds, found.options);
+    const { value } = total(problem, found.options);
+    if (value > best.objective) best = { options: found.options, objective: value };
   }
-  return { ...best, bound: Math.max(best.objective, Math.min(incumbent.bound, bounded[0]!.bound)) };
+  return { ...best, bound: Math.max(best.objective, Math.min(incumbent.bound, highest)) };
 }
 
 const isPart = ({ sizes }: { sizes: readonly number[] }): boolean => sizes.length === 2;

@@ -1,16 +1,21 @@
 import { basename } from "node:path";
 import { activityOf } from "../formats/activity.ts";
+import type { Gpu } from "../formats/hardware.ts";
 import type { Placement } from "../formats/placement.ts";
 import { provenance, sameProvenance } from "../formats/provenance.ts";
 import { sha256 } from "../io/hash.ts";
 import type { StageContext } from "../io/progress.ts";
 import { readArtifact } from "../model/artifact.ts";
+import { GPU_ROWS, gpuMemory, isEmpty, NO_MEMORY } from "../model/gpu-memory.ts";
 import { readModelFile } from "../model/model-file.ts";
-import { choosePlacement, type SolverName } from "./choose.ts";
-import { hotFirst, modelCosts } from "./costs.ts";
+import { tensorRefs } from "../model/open.ts";
+import { KV_BLOCK } from "../native/index.ts";
+import { choosePlacement, type Count, type SolverName } from "./choose.ts";
+import { hotFirst, modelCosts, type ModelCosts } from "./costs.ts";
 import { machineName, measureHardware, readHardwareFile } from "./hardware.ts";
 import { readInputs, type Inputs } from "./inputs.ts";
 import { pack } from "./pack.ts";
+import { gpuSplit } from "./plan.ts";
 
 export interface PlaceOptions {
   /** Where the artifact goes. */
@@ -71,7 +76,8 @@ export async function place(dir: string, options: PlaceOptions, context: StageCo
   const tensors = new Map([...inputs.model.tensors, ...(inputs.predictors?.tensors ?? [])]);
   const costs = modelCosts({ ...inputs.model, tensors }, activity, inputs.predictors?.metrics, { contextTokens });
   const hardware = file?.hardware ?? (await measureHardware(vram, weightBytes(tensors)));
-  const placement = await choosePlacement(costs, hardware, { vram, ram }, solver, context);
+  const count = counter(inputs, costs, contextTokens, hardware.gpu);
+  const placement = await choosePlacement(costs, hardware, { vram, ram }, solver, context, count);
   const metadata = { ...artifactMetadata(inputs, placement, name), "pi.provenance": JSON.stringify(origin) };
   const sources = [inputs.model, ...(inputs.predictors ? [inputs.predictors] : [])];
   const orders = costs.layers.map(({ order }) => order);
@@ -81,6 +87,33 @@ export async function place(dir: string, options: PlaceOptions, context: StageCo
 
 const weightBytes = (tensors: ReadonlyMap<string, { bytes: number }>): number =>
   [...tensors.values()].reduce((sum, { bytes }) => sum + bytes, 0);
+
+/** What the engine will take of a GPU's memory for a split, beside the context that a runtime takes on `gpu`. */
+function counter({ model, predictors }: Inputs, costs: ModelCosts, contextTokens: number, gpu: Gpu): Count {
+  const options = {
+    files: [model.path, ...(predictors ? [predictors.path] : [])],
+    tensors: [...tensorRefs(model.tensors, 0), ...(predictors ? tensorRefs(predictors.tensors, 1) : [])],
+    config: JSON.stringify(model.config),
+    thresholds: Float32Array.from(predictors?.metrics ?? [], ({ threshold }) => threshold),
+    threads: 1,
+    kvBlocks: Math.ceil(contextTokens / KV_BLOCK),
+    kvType: costs.kv.type,
+  };
+  return (split) => {
+    const placed = gpuSplit(split);
+    if (isEmpty(placed)) return NO_MEMORY;
+    const {
+      context: _,
+      total: __,
+      ...counted
+    } = gpuMemory({
+      ...options,
+      gpu: { ...placed, vramBytes: gpu.vramBytes, maxRows: GPU_ROWS },
+    });
+    const parts = { ...counted, context: gpu.reservedBytes };
+    return { ...parts, total: Object.values(parts).reduce((a, b) => a + b, 0) };
+  };
+}
 
 /** Everything an artifact says of itself but its provenance and tensors. */
 function artifactMetadata(

@@ -1,8 +1,10 @@
 import { check, PiError } from "../formats/errors.ts";
 import type { Gpu, Hardware } from "../formats/hardware.ts";
 import { NEURON_BATCH, type LayerPlacement, type PlacementMemory } from "../formats/placement.ts";
+import { sumParts } from "../model/gpu-memory.ts";
+import type { GpuOptions } from "../native/index.ts";
 import type { LayerCosts, ModelCosts } from "./costs.ts";
-import type { Price, Prices } from "./price.ts";
+import { ffnExchanges, ffnSeconds, type FfnSplit, type LayerPrices, type Price, type Prices } from "./price.ts";
 import type { Group, Problem } from "./problem.ts";
 
 /** Which parts of the model are on the GPU. */
@@ -16,7 +18,10 @@ export interface Split {
  * ceil(T_sync / (T_cpu - T_gpu)) with the times of one neuron, M / BW_cpu and M / BW_gpu where bandwidth is all that
  * counts. Null where the GPU is no faster.
  */
-export function minimumNeurons({ cpu, gpu }: Price, { syncSeconds }: Hardware["link"]): number | null {
+export function minimumNeurons(
+  { cpu, gpu }: Price,
+  { syncSeconds }: Pick<Hardware["link"], "syncSeconds">,
+): number | null {
   return cpu > gpu ? Math.max(1, Math.ceil(syncSeconds / (cpu - gpu))) : null;
 }
 
@@ -25,17 +30,19 @@ export interface PlacementProblem extends Problem {
   items: Item[];
 }
 
-/** What a group of the problem places. `neurons[o]`: neurons of the layer that option `o` puts on the GPU. */
+/** What a group of the problem places: `splits[o]` is the layer's FFN as option `o` has it; others are there or not. */
 type Item =
-  | { part: "neurons"; layer: number; neurons: number[] }
-  | { part: "attention" | "predictor"; layer: number }
-  | { part: "head" };
+  { part: "ffn"; layer: number; splits: FfnSplit[] } | { part: "attention"; layer: number } | { part: "head" };
+
+const NO_FFN: FfnSplit = { gpuNeurons: 0, predictor: false };
 
 /**
- * Everything that may go to the GPU, by time saved per token. Neurons go in batches of 64, hottest first, none or at
- * least C_l of a layer. Attention (with the layer's KV cache), a predictor and the head are read whole for every token,
- * but each must save more than one synchronisation costs. `bonus` seconds are added for every byte that leaves the CPU's
- * memory (see {@link choosePlacement}), so that also parts which save no time are offered.
+ * Everything that may go to the GPU, by time saved per token: that of both sides, and what exchanges cost where attention is
+ * the GPU's. The GPU computes neurons by the scores of
+ * a predictor that it has itself, so a layer's FFN offers the predictor, and with it neurons in batches of 64, hottest first, at
+ * least C_l of them. What is larger and saves no more is not offered. Attention (with the layer's KV cache) and the head are read whole for every token, but each
+ * must save more than one synchronisation costs. `bonus` seconds are added for every byte that leaves the CPU's memory (see
+ * {@link choosePlacement}), so that also parts which save no time are offered.
  */
 export function placementProblem(
   costs: ModelCosts,
@@ -46,34 +53,54 @@ export function placementProblem(
 ): PlacementProblem {
   const items: Item[] = [];
   const groups: Group[] = [];
-  const addWhole = (item: Item, size: number, { cpu, gpu }: Price): void => {
-    const value = cpu - gpu - syncSeconds + bonus * size;
+  const addWhole = (item: Item, size: number, bytes: number, { cpu, gpu }: Price): void => {
+    const value = cpu - gpu - syncSeconds + bonus * bytes;
     if (size <= 0 || value <= 0) return;
     items.push(item);
     groups.push({ sizes: [0, size], values: [0, value] });
   };
   for (const [layer, cost] of costs.layers.entries()) {
     const price = prices.layers[layer]!;
-    const neurons = neuronOptions(cost.order.length, minimumNeurons(price.neuron, { syncSeconds, bandwidth: 0 }));
-    items.push({ part: "neurons", layer, neurons });
-    const work = prefixSums(price.neurons);
-    const sizes = neurons.map((n) => n * cost.neuron);
-    groups.push({ sizes, values: neurons.map((n, o) => work[n]! * (1 - price.gpuRatio) + bonus * sizes[o]!) });
-    addWhole({ part: "attention", layer }, cost.attention + cost.kv, price.attention);
-    addWhole({ part: "predictor", layer }, cost.predictor, price.predictor);
+    const { splits, ...group } = ffnGroup(cost, price, syncSeconds, bonus);
+    items.push({ part: "ffn", layer, splits });
+    groups.push(group);
+    const { attention, kv } = cost;
+    addWhole({ part: "attention", layer }, cost.device.attention + kv, attention + kv, price.attention);
   }
-  addWhole({ part: "head" }, costs.head.bytes, prices.head);
+  addWhole({ part: "head" }, costs.head.device, costs.head.bytes, prices.head);
   return { capacity, groups, items };
+}
+
+/** What a layer's FFN offers, each worth more than all smaller ones. */
+function ffnGroup(cost: LayerCosts, price: LayerPrices, syncSeconds: number, bonus: number) {
+  const group = { splits: [NO_FFN], sizes: [0], values: [0] };
+  const predictor = cost.predictor > 0;
+  for (const gpuNeurons of neuronOptions(cost.order.length, minimumNeurons(price.neuron, { syncSeconds }))) {
+    if (gpuNeurons === 0 && !predictor) continue;
+    const split = { gpuNeurons, predictor };
+    const bytes = gpuNeurons * cost.neuron + cost.predictor;
+    const value = ffnSaving(price, split, syncSeconds) + bonus * bytes;
+    if (value <= group.values.at(-1)!) continue;
+    group.splits.push(split);
+    group.sizes.push(gpuNeurons * cost.device.neuron + cost.device.predictor);
+    group.values.push(value);
+  }
+  return group;
+}
+
+/** Against an FFN that is all the CPU's. */
+function ffnSaving(price: LayerPrices, split: FfnSplit, syncSeconds: number): number {
+  if (split.gpuNeurons === 0 && !split.predictor) return 0;
+  return ffnSeconds(price, NO_FFN) - ffnSeconds(price, split) - syncSeconds * ffnExchanges(price, split, true);
 }
 
 /** What the parts on the GPU save per token as {@link placementProblem} counts it, without bonus. */
 export function savedSeconds(split: Split, { layers, head }: Prices, { syncSeconds }: Hardware["link"]): number {
   const whole = (onGpu: boolean, { cpu, gpu }: Price): number => (onGpu ? cpu - gpu - syncSeconds : 0);
   return layers.reduce(
-    (sum, { attention, predictor, neurons, gpuRatio }, l) => {
+    (sum, prices, l) => {
       const layer = split.layers[l]!;
-      const work = neurons.subarray(0, layer.gpuNeurons).reduce((a, b) => a + b, 0) * (1 - gpuRatio);
-      return sum + work + whole(layer.attention, attention) + whole(layer.predictor, predictor);
+      return sum + ffnSaving(prices, layer, syncSeconds) + whole(layer.attention, prices.attention);
     },
     whole(split.head, head),
   );
@@ -87,21 +114,14 @@ function neuronOptions(n: number, least: number | null): number[] {
   return [...options, n];
 }
 
-/** sums[n] = x[0] + … + x[n - 1] */
-export function prefixSums(x: Float64Array): Float64Array {
-  const sums = new Float64Array(x.length + 1);
-  for (let i = 0; i < x.length; i++) sums[i + 1] = sums[i]! + x[i]!;
-  return sums;
-}
-
 /** The parts that the chosen options put on the GPU. */
 export function splitOf(problem: PlacementProblem, options: readonly number[], nLayers: number): Split {
   const split = nothing(nLayers);
   for (const [g, item] of problem.items.entries()) {
     const option = options[g]!;
-    if (item.part === "neurons") split.layers[item.layer]!.gpuNeurons = item.neurons[option]!;
+    if (item.part === "ffn") Object.assign(split.layers[item.layer]!, item.splits[option]!);
     else if (item.part === "head") split.head = option > 0;
-    else split.layers[item.layer]![item.part] = option > 0;
+    else split.layers[item.layer]!.attention = option > 0;
   }
   return split;
 }
@@ -133,21 +153,16 @@ export function isEverything(split: Split, costs: ModelCosts): boolean {
   );
 }
 
-/** GPU memory of a split. All zero when nothing is on the GPU. */
+/** What of the model an engine is to put on the GPU. */
+export function gpuSplit({ layers, head }: Split): Pick<GpuOptions, "layers" | "head"> {
+  return { layers: layers.map(({ gpuNeurons, ...parts }) => ({ neurons: gpuNeurons, ...parts })), head };
+}
+
+/** GPU memory of a split, by the sizes of its parts. All zero when nothing is on the GPU. */
 export function memoryOf(split: Split, costs: ModelCosts, gpu: Gpu): PlacementMemory {
-  const used = split.head || split.layers.some((l) => l.gpuNeurons > 0 || l.attention || l.predictor);
-  const sum = (of: (cost: LayerCosts, layer: Split["layers"][number]) => number): number =>
-    costs.layers.reduce((total, cost, l) => total + of(cost, split.layers[l]!), 0);
-  const parts = {
-    weights:
-      sum((cost, l) => l.gpuNeurons * cost.neuron + (l.attention ? cost.attention : 0)) +
-      (split.head ? costs.head.bytes : 0),
-    predictors: sum((cost, l) => (l.predictor ? cost.predictor : 0)),
-    kv: sum((cost, l) => (l.attention ? cost.kv : 0)),
-    scratch: used ? costs.scratch : 0,
-    context: used ? gpu.reservedBytes : 0,
-  };
-  return { ...parts, total: Object.values(parts).reduce((a, b) => a + b, 0) };
+  const layers = costs.layers.map(({ device, kv }) => ({ ...device, kv }));
+  const parts = { layers, head: costs.head.device, scratch: costs.scratch };
+  return sumParts(gpuSplit(split), parts, gpu.reservedBytes);
 }
 
 /** Bytes of main memory that what is not on the GPU takes: weights, predictors, keys and values, and scratch. */
@@ -165,7 +180,12 @@ export function ramOf(split: Split, costs: ModelCosts): number {
  * Throws `E_BUDGET` with the numbers when the card has less than the budget, or when a budget above 0 holds not even
  * the smallest worthwhile part. Returns false when no part is worthwhile at any budget.
  */
-export function checkBudget({ groups, items }: PlacementProblem, budget: number, costs: ModelCosts, gpu: Gpu): boolean {
+export function checkBudget(
+  { groups, items }: PlacementProblem,
+  budget: number,
+  { context, scratch }: Pick<PlacementMemory, "context" | "scratch">,
+  gpu: Gpu,
+): boolean {
   check(
     budget <= gpu.vramBytes,
     "E_BUDGET",
@@ -174,18 +194,19 @@ export function checkBudget({ groups, items }: PlacementProblem, budget: number,
   const useful = groups.flatMap(({ sizes }, g) => (sizes.length > 1 ? [{ size: sizes[1]!, item: items[g]! }] : []));
   if (useful.length === 0) return false;
   const { size, item } = useful.reduce((a, b) => (b.size < a.size ? b : a));
-  const needed = gpu.reservedBytes + costs.scratch + size;
+  const needed = context + scratch + size;
   if (budget === 0 || budget >= needed) return true;
   throw new PiError(
     "E_BUDGET",
-    `VRAM budget: expected 0 (CPU only) or at least ${needed} bytes (runtime context ${gpu.reservedBytes}, ` +
-      `scratch ${costs.scratch}, ${describe(item)} ${size}), got ${budget}`,
+    `VRAM budget: expected 0 (CPU only) or at least ${needed} bytes (runtime context ${context}, ` +
+      `scratch ${scratch}, ${describe(item)} ${size}), got ${budget}`,
   );
 }
 
 function describe(item: Item): string {
   if (item.part === "head") return "head";
-  return item.part === "neurons"
-    ? `${item.neurons[1]} neurons of layer ${item.layer}`
-    : `${item.part} of layer ${item.layer}`;
+  if (item.part === "attention") return `attention of layer ${item.layer}`;
+  const { gpuNeurons, predictor } = item.splits[1]!;
+  const parts = [...(gpuNeurons > 0 ? [`${gpuNeurons} neurons`] : []), ...(predictor ? ["predictor"] : [])];
+  return `${parts.join(" and ")} of layer ${item.layer}`;
 }

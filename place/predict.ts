@@ -1,6 +1,6 @@
 import type { ModelCosts } from "./costs.ts";
-import { isEverything, prefixSums, type Split } from "./plan.ts";
-import { priceToken, type GpuHardware, type Price, type Prices } from "./price.ts";
+import { isEverything, type Split } from "./plan.ts";
+import { ffnExchanges, ffnSeconds, prefixSums, priceToken, type GpuHardware, type Prices } from "./price.ts";
 
 export interface Prediction {
   tokensPerSecond: number;
@@ -11,9 +11,10 @@ export interface Prediction {
 }
 
 /**
- * Decoding speed of a split: the two halves of an FFN run side by side, everything else in turn; every part on the GPU
- * that a part on the CPU waits for costs a synchronisation, and a GPU that has everything one for the token, of which
- * then nothing is left to the CPU but to ask for it.
+ * Decoding speed of a split: attention and FFN of every layer in turn, the two halves of an FFN side by side
+ * ({@link ffnSeconds}), which then exchange what they found. The stream is where the next layer's attention, or the head, is;
+ * a token begins and ends with the CPU. Each time it crosses over takes half a synchronisation. A GPU that has everything leaves
+ * nothing to the CPU but to ask for the token.
  */
 export function predict(
   split: Split,
@@ -21,25 +22,29 @@ export function predict(
   hardware: GpuHardware,
   prices: Prices = priceToken(costs, hardware),
 ): Prediction {
-  const alone = isEverything(split, costs);
-  const sync = alone ? 0 : hardware.link.syncSeconds;
-  const whole = (onGpu: boolean, { cpu, gpu }: Price): number => (onGpu ? gpu + sync : cpu);
-  let seconds = whole(split.head, prices.head) + (alone ? hardware.link.syncSeconds : prices.fixed);
+  const { syncSeconds } = hardware.link;
+  let seconds = isEverything(split, costs) ? 0 : prices.fixed;
   let gpuWork = 0;
   let allWork = 0;
   const impactShares = split.layers.map((layer, l) => {
-    const { frequency, predictor } = costs.layers[l]!;
+    const { frequency } = costs.layers[l]!;
     const price = prices.layers[l]!;
+    const { work } = price;
     const n = frequency.length;
-    const work = prefixSums(price.neurons);
-    const onGpu = work[layer.gpuNeurons]!;
-    seconds += whole(layer.attention, price.attention);
-    if (predictor > 0) seconds += whole(layer.predictor, price.predictor);
-    seconds += Math.max(work[n]! - onGpu, layer.gpuNeurons > 0 ? onGpu * price.gpuRatio + sync : 0);
-    gpuWork += onGpu;
+    seconds += layer.attention ? price.attention.gpu : price.attention.cpu;
+    seconds += ffnSeconds(price, layer) + syncSeconds * ffnExchanges(price, layer, layer.attention);
+    gpuWork += work[layer.gpuNeurons]!;
     allWork += work[n]!;
     const impact = prefixSums(frequency);
     return impact[n]! > 0 ? impact[layer.gpuNeurons]! / impact[n]! : layer.gpuNeurons / n;
   });
+  seconds += split.head ? prices.head.gpu : prices.head.cpu;
+  seconds += (crossings(split) * syncSeconds) / 2;
   return { tokensPerSecond: 1 / seconds, gpuShare: allWork > 0 ? gpuWork / allWork : 0, impactShares };
+}
+
+/** How often the stream goes from one device to the other in a token. */
+function crossings({ layers, head }: Split): number {
+  const stops = [false, ...layers.map(({ attention }) => attention), head, false];
+  return stops.filter((gpu, i) => i > 0 && gpu !== stops[i - 1]).length;
 }

@@ -9,7 +9,7 @@ export interface SearchOptions {
 }
 
 /** Most options of one group that are looked at. */
-const MAX_CANDIDATES = 64;
+const MAX_CANDIDATES = 256;
 
 /** Choices for the groups done, by ascending size and value: none is beaten by a smaller one. */
 interface States {

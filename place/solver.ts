@@ -4,7 +4,7 @@ import { relativeGap, tighten, type Problem, type Solution } from "./problem.ts"
 import { search, type SearchOptions } from "./search.ts";
 
 /** The tolerance is what rounding may hide, not what we would give away: in practice the optimum is proven. */
-const DEFAULTS: SearchOptions = { tolerance: 1e-9, maxStates: 10_000_000 };
+const DEFAULTS: SearchOptions = { tolerance: 1e-9, maxStates: 20_000_000 };
 
 /** A gap above which choices of whole parts are tried one by one: the search proves nearly all problems far better. */
 const LOOSE = 1e-6;

@@ -183,9 +183,10 @@ __device__ __forceinline__ void finish(const Decode& o, Running<kHeads>& r, int 
   }
 }
 
-// Block: (piece, KV head and chunk of its query heads, row). Three blocks a multiprocessor have enough bytes in flight.
+// Block: (piece, KV head and chunk of its query heads, row). Three blocks a multiprocessor, or two of
+// f32, have enough bytes in flight.
 template <KvType kType, int kHeads, int kUnroll>
-__global__ void __launch_bounds__(kWarps * kWarp, 3) attend_pieces(Decode o) {
+__global__ void __launch_bounds__(kWarps * kWarp, kType == KvType::kF32 ? 2 : 3) attend_pieces(Decode o) {
   PI_DYNAMIC_SHARED(float, shared);
   const Attend& a = o.a;
   const int row = blockIdx.z, position = a.places.positions[row], dim = o.kv.head_dim;

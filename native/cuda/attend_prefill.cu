@@ -84,7 +84,7 @@ __device__ __forceinline__ void add_scores(const float (*q)[kStride], int first,
     for (int i = 0; i < kRows; ++i) {
       const float4 x = four(&q[down + kDown * i][first + d]);
 #pragma unroll
-      for (int j = 0; j < kColumns; ++j) s[i][j] = fmaf(x.w, k[j].w, fmaf(x.z, k[j].z, fmaf(x.y, k[j].y, fmaf(x.x, k[j].x, s[i][j]))));
+      for (int j = 0; j < kColumns; ++j) s[i][j] = s[i][j] + x.x * k[j].x + x.y * k[j].y + x.z * k[j].z + x.w * k[j].w;
     }
   }
 }
@@ -105,10 +105,10 @@ __device__ __forceinline__ void add_values(const float (*weights)[kBlockTokens +
       const float each[4] = {w.x, w.y, w.z, w.w};
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        sum[i][0] = fmaf(each[j], v[j].x, sum[i][0]);
-        sum[i][1] = fmaf(each[j], v[j].y, sum[i][1]);
-        sum[i][2] = fmaf(each[j], v[j].z, sum[i][2]);
-        sum[i][3] = fmaf(each[j], v[j].w, sum[i][3]);
+        sum[i][0] += each[j] * v[j].x;
+        sum[i][1] += each[j] * v[j].y;
+        sum[i][2] += each[j] * v[j].z;
+        sum[i][3] += each[j] * v[j].w;
       }
     }
   }

@@ -27,7 +27,7 @@
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
-#define __shared__ static thread_local
+#define __shared__ static
 #define __align__(n) __attribute__((aligned(n)))
 
 #define threadIdx (::pi::cuda::emulator::here.thread)
@@ -67,17 +67,14 @@ PI_VECTORS(unsigned char, uchar)
 
 namespace pi::cuda::emulator {
 
-// Where the running lane is. Its address is a constant of the OS thread, so it may live in a register.
+// Where the running lane is. One kernel runs at a time in a process, so neither this nor shared memory is a thread's own:
+// all kernels' shared arrays together are more than a loaded module may keep per thread where it is fast.
 struct Here {
   uint3 thread, block;
   dim3 block_dim, grid_dim;
   int lane;  // of the warp
 };
-#if defined(__ELF__)
-extern constinit thread_local Here here __attribute__((tls_model("initial-exec")));
-#else
-extern constinit thread_local Here here;
-#endif
+extern constinit Here here;
 
 constexpr unsigned kWarp = 32;
 constexpr unsigned kMostThreads = 1024;

@@ -160,6 +160,8 @@ class EmulatedDevice final : public Device {
 
   void enqueue(Launch launch) {
     push(Queue::kCompute, [this, launch = std::make_shared<const Launch>(std::move(launch))](Grid& grid) {
+      static std::mutex one_at_a_time;  // of all devices
+      const std::lock_guard lock(one_at_a_time);
       const std::string wrong = grid.run(*launch);
       if (!wrong.empty()) fault_.set(wrong);
     });

@@ -6,11 +6,11 @@
 
 namespace pi::cuda::emulator {
 
-constinit thread_local Here here{};
+constinit Here here{};
 
 namespace {
 
-constinit thread_local Grid* grid = nullptr;
+constinit Grid* grid = nullptr;
 
 constexpr uint8_t kGuardByte = 0xa5;
 

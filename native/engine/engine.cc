@@ -449,9 +449,12 @@ const EngineStats& Engine::stats() {
 }
 
 void Engine::reset_stats() {
-  if (gpu_) stats();
   stats_ = EngineStats{};
   stats_.layers.resize(c_.n_layers);
+  if (!gpu_) return;
+  stats();  // what was counted so far is forgotten
+  stats_.gpu = {};
+  stats_.layers.assign(c_.n_layers, {});
 }
 
 size_t Engine::allocated_bytes() const {

@@ -100,6 +100,8 @@ GpuHalf::GpuHalf(std::shared_ptr<cuda::Device> device, const GpuModelView& model
   if (options_.head) reserve_outputs(kOutputRows);
   layout_.upload(*device_, cosine, sine);
   device_->zero(Queue::kCompute, s_.counters, counters_.size() * sizeof(unsigned long long));
+  device_->zero(Queue::kCompute, s_.active, (cuda::mask_words(c_.n_neurons) + 1) * sizeof(uint32_t));
+  device_->zero(Queue::kCompute, s_.arrivals, sizeof(uint32_t));
   for (const DeviceLayer& layer : m_.layers) {
     const size_t side = cuda::device_kv_side_bytes(kv_.type, c_.n_kv_heads, c_.head_dim);
     if (layer.kv.data) device_->zero(Queue::kCompute, layer.kv.data, 2 * side * kv_.blocks);

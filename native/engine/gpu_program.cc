@@ -99,9 +99,9 @@ void GpuHalf::ffn(int layer) {
   a.gate = w.gate, a.up = w.up, a.gate_bias = w.gate_bias, a.up_bias = w.up_bias;
   a.f = unary(c_.activation), a.both = c_.activation == Activation::kDRelu, a.threshold = c_.fatrelu_threshold;
   a.list = s_.list, a.count = s_.count, a.mask = masks ? s_.mask : nullptr, a.n_neurons = c_.n_neurons;
-  a.x = ffn_rows(), a.rows = decode, a.act = s_.act, a.counters = s_.counters + 2 * layer;
+  a.x = ffn_rows(), a.rows = decode, a.act = s_.act, a.active = s_.active, a.counters = s_.counters + 2 * layer;
   k_.neurons(device_->stream(), a);
-  k_.down(device_->stream(), {w.down, s_.list, s_.count, nullptr, s_.act, decode, kDownParts, s_.parts});
+  k_.down(device_->stream(), {w.down, nullptr, s_.active, s_.act, c_.n_neurons, decode, kDownParts, s_.parts});
 }
 
 // Which neurons the rows of decoding ask for, of all of the layer's.
@@ -167,7 +167,7 @@ void GpuHalf::merge(int layer) {
       a.y = s_.x + first;
     } else {
       a.y = mail_.box(Mail::kGpuStream) + first;
-      if (prompts || prompt == 0) a.signal = meet(Mail::kGpuStream, layer);
+      if (prompts || prompt == 0) a.signal = meet(Mail::kGpuStream, layer), a.arrivals = s_.arrivals;
     }
     k_.merge(device_->stream(), a);
   }
@@ -188,7 +188,7 @@ void GpuHalf::head() {
     }
     k_.project(device_->stream(), {{{m_.head, m_.head_bias, s_.logits}, {}, {}}, s_.out, count, false, false});
     if (step_.highest_only) {
-      k_.highest(device_->stream(), {s_.logits, count, c_.vocab, tokens_.data() + begin, highest_.data() + begin, log_sums_.data() + begin, s_.highest_work});
+      k_.highest(device_->stream(), {s_.logits, count, c_.vocab, nullptr, tokens_.data() + begin, highest_.data() + begin, log_sums_.data() + begin, s_.highest_work});
       count_transfer(3 * sizeof(float) * count);
     } else {
       const size_t bytes = sizeof(float) * count * c_.vocab;

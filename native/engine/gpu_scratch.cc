@@ -70,6 +70,8 @@ GpuScratch::GpuScratch(const ModelConfig& c, const DeviceModel& model, const Gpu
   count = arena.take<int32_t>(Use::kScratch, 1);
   cold = arena.take<int32_t>(Use::kScratch, 1);
   act = arena.take<float>(Use::kScratch, decode * neurons);
+  active = arena.take<uint32_t>(Use::kScratch, cuda::mask_words(c.n_neurons) + 1);
+  arrivals = arena.take<uint32_t>(Use::kScratch, 1);
   parts = arena.take<float>(Use::kScratch, kDownParts * decode * c.dim);
   counters = arena.take<unsigned long long>(Use::kScratch, 2 * model.layers.size());
   gate = arena.take<float>(Use::kScratch, c.gated ? rows * neurons : 0);

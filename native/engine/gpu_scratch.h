@@ -42,6 +42,8 @@ struct GpuScratch {
   uint32_t* mask = nullptr;                                   // [kDecodeRows, mask words]
   int32_t *list = nullptr, *count = nullptr, *cold = nullptr;  // [most neurons]
   float* act = nullptr;                                       // [most neurons, kDecodeRows]
+  uint32_t* active = nullptr;                                 // [mask words + 1], 0 between layers
+  uint32_t* arrivals = nullptr;                               // 0 between launches
   float* parts = nullptr;                                     // [kDownParts, kDecodeRows, dim]
   unsigned long long* counters = nullptr;                     // [n_layers, 2]
   void* attention_work = nullptr;

@@ -3,11 +3,11 @@ import { describe, expect, it } from "vitest";
 import type { Hardware } from "../../formats/hardware.ts";
 import { NEURON_BATCH, parsePlacement, type Placement } from "../../formats/placement.ts";
 import { silentContext } from "../../io/progress.ts";
-import { choosePlacement } from "../../place/choose.ts";
+import { choosePlacement, type Count } from "../../place/choose.ts";
 import type { LayerCosts, Matrix, ModelCosts } from "../../place/costs.ts";
-import { minimumNeurons, nothing, placementProblem, ramOf } from "../../place/plan.ts";
+import { memoryOf, minimumNeurons, nothing, placementProblem, ramOf, type Split } from "../../place/plan.ts";
 import { predict } from "../../place/predict.ts";
-import { priceToken, type GpuHardware } from "../../place/price.ts";
+import { priceToken, type FfnSplit, type GpuHardware } from "../../place/price.ts";
 import { BANDWIDTH_ONLY, costsOfShare } from "./ideal-work.ts";
 
 const MACHINE: Hardware & GpuHardware = {
@@ -57,12 +57,13 @@ function costsOf(shape: Shape, exponent = (layer: number): number => 0.3 + (laye
       kvRead: 0,
       predictor,
       predictorRows: [row(predictor), { ...row(0), rows: 0 }],
+      device: { neuron, attention, predictor },
     };
   });
   return {
     mode: "predictor",
     layers,
-    head: { bytes: 2e6, matrix: row(2e6), shortlist: false },
+    head: { bytes: 2e6, device: 2e6, matrix: row(2e6), shortlist: false },
     kv: { type: "f16", heads: 0, queries: 1, headDim: 64, tokens: 0 },
     dim: 64,
     scratch: 1e6,
@@ -97,7 +98,7 @@ describe("C_l", () => {
     const { neuron } = priceToken(costs, MACHINE).layers[0]!;
     const M = SMALL.neuron;
     expect(minimumNeurons(neuron, MACHINE.link)).toBe(Math.ceil(20e-6 / (M / 50e9 - M / 1000e9)));
-    expect(minimumNeurons(neuron, { bandwidth: 1, syncSeconds: 0 })).toBe(1);
+    expect(minimumNeurons(neuron, { syncSeconds: 0 })).toBe(1);
   });
 
   it("falls where the CPU is slower than its bandwidth", () => {
@@ -117,19 +118,55 @@ const problemOf = (costs: ModelCosts) => placementProblem(costs, priceToken(cost
 describe("placementProblem", () => {
   it("offers no layer that is smaller than C_l, and no part that saves less than one synchronisation", () => {
     const costs = costsOf({ ...SMALL, neuron: 60, attention: 1000, predictor: 1000 });
-    const { groups, items } = problemOf({ ...costs, head: { ...costs.head, bytes: 0 } });
+    const { groups, items } = problemOf({ ...costs, head: { ...costs.head, bytes: 0, device: 0 } });
     expect(groups.map(({ sizes }) => sizes)).toEqual([[0], [0], [0]]);
-    expect(items.map(({ part }) => part)).toEqual(["neurons", "neurons", "neurons"]);
+    expect(items.map(({ part }) => part)).toEqual(["ffn", "ffn", "ffn"]);
   });
 
-  it("starts a layer with the batches that hold C_l neurons and ends it with all, the last batch smaller", () => {
-    const { items, groups } = problemOf(costsOf(SMALL));
-    const { neuron } = priceToken(costsOf(SMALL), MACHINE).layers[0]!;
+  /** What the first layer's FFN offers. */
+  const ffnOf = (costs: ModelCosts) => {
+    const { items, groups } = problemOf(costs);
+    return { ...groups[0]!, splits: (items[0] as { splits: FfnSplit[] }).splits };
+  };
+
+  it("starts a layer with its predictor, goes on with C_l neurons and ends with all, the last batch smaller", () => {
+    const large = { ...SMALL, predictor: 2_000_000 };
+    const { splits, sizes, values } = ffnOf(costsOf(large, () => 0.9));
+    const { neuron } = priceToken(costsOf(large), MACHINE).layers[0]!;
     const least = Math.ceil(minimumNeurons(neuron, MACHINE.link)! / 64) * 64;
-    const neurons = (items[0] as { neurons: number[] }).neurons;
-    expect(neurons.slice(0, 3)).toEqual([0, least, least + 64]);
-    expect(neurons.slice(-2)).toEqual([960, 1000]);
-    expect(groups[0]!.sizes).toEqual(neurons.map((n) => n * SMALL.neuron));
+    const [none, predictor, first, second] = splits;
+    expect([none, predictor]).toEqual([
+      { gpuNeurons: 0, predictor: false },
+      { gpuNeurons: 0, predictor: true },
+    ]);
+    expect([first, second].map((split) => split!.gpuNeurons)).toEqual([least, least + 64]);
+    expect(splits.at(-1)).toEqual({ gpuNeurons: 1000, predictor: true });
+    expect(splits.slice(1).every((split) => split.predictor)).toBe(true);
+    expect(sizes).toEqual(splits.map((s) => s.gpuNeurons * SMALL.neuron + (s.predictor ? large.predictor : 0)));
+    for (let o = 1; o < values.length; o++) expect(values[o]).toBeGreaterThan(values[o - 1]!);
+  });
+
+  it("never offers neurons without the layer's predictor, nor a predictor that saves less than a synchronisation", () => {
+    const { splits } = ffnOf(costsOf(SMALL));
+    expect(splits[1]).toEqual({ gpuNeurons: expect.any(Number) as number, predictor: true });
+    expect(splits[1]!.gpuNeurons).toBeGreaterThan(0);
+    const exact = ffnOf(costsOf({ ...SMALL, predictor: 0 }));
+    expect(exact.splits.some(({ predictor }) => predictor)).toBe(false);
+    expect(exact.splits.at(-1)!.gpuNeurons).toBe(SMALL.nNeurons);
+  });
+
+  it("counts what both devices save together: the slower of the two, and the merge unless no cold neuron is asked for", () => {
+    const costs = costsOf(SMALL, () => 0.5);
+    const { splits, values } = ffnOf(costs);
+    const all = costs.layers[0]!.frequency;
+    const read = (from: number, to: number) => all.subarray(from, to).reduce((a, b) => a + b, 0) * SMALL.neuron;
+    for (const [o, { gpuNeurons: n, predictor }] of splits.entries()) {
+      if (o === 0) continue;
+      const sides = Math.max(read(0, n) / 1000e9, read(n, 1000) / 50e9);
+      const asked = 1 - all.subarray(n).reduce((none, p) => none * (1 - p), 1);
+      const after = (predictor ? SMALL.predictor / 1000e9 : 0) + sides + asked * 20e-6;
+      expect(values[o]).toBeCloseTo(read(0, 1000) / 50e9 + SMALL.predictor / 50e9 - after, 12);
+    }
   });
 });
 
@@ -162,6 +199,25 @@ describe("choosePlacement", () => {
     }
     const bytes = SMALL.nNeurons * SMALL.neuron + SMALL.attention + SMALL.kv + SMALL.predictor;
     expect(all.memory.total).toBe(3 * bytes + 2e6 + 1e6 + (1 << 29));
+  });
+
+  it("keeps within the budget by the engine's count, too, whose allocations are rounded up", async () => {
+    const costs = costsOf(SMALL);
+    const up = (bytes: number): number => Math.ceil(bytes / 2 ** 20) * 2 ** 20;
+    const count: Count = (split) => {
+      const { total, ...parts } = memoryOf(split, costs, MACHINE.gpu);
+      if (total === 0) return { total, ...parts };
+      const rounded = { ...parts, weights: up(parts.weights), predictors: up(parts.predictors), kv: up(parts.kv) };
+      return { ...rounded, total: Object.values(rounded).reduce((a, b) => a + b) };
+    };
+    for (const vram of [5.5e8, 5.6e8, 5.7e8]) {
+      const plain = await choose(costs, vram);
+      const placed = await choosePlacement(costs, MACHINE, { vram }, "greedy", silentContext, count);
+      expectLegal(placed, SMALL);
+      expect(placed.memory).toEqual(count(placed));
+      expect(placed.objective).toBeLessThanOrEqual(plain.objective);
+      expect(placed.objective).toBeGreaterThan(0.8 * plain.objective);
+    }
   });
 
   it("places a 70B model past 4 GiB to a proven optimum", async () => {
@@ -252,16 +308,54 @@ describe("the RAM budget", () => {
 });
 
 describe("predict", () => {
-  it("adds up the parts; the halves of an FFN overlap, every hand-over costs a synchronisation", () => {
+  const SYNC = 20e-6;
+  const seconds = (split: Split, costs: ModelCosts): number => 1 / predict(split, costs, MACHINE).tokensPerSecond;
+
+  it("adds up the parts; the halves of an FFN overlap, and their merge and the way there and back cost a synchronisation each", () => {
     const costs = costsOf({ ...SMALL, nLayers: 1 }, () => 0);
     const { attention } = costs.layers[0]!;
-    const split = { layers: [{ gpuNeurons: 250, attention: true, predictor: false }], head: false };
-    const { tokensPerSecond, gpuShare, impactShares } = predict(split, costs, MACHINE);
+    const split = { layers: [{ gpuNeurons: 250, attention: true, predictor: true }], head: false };
+    const { gpuShare, impactShares } = predict(split, costs, MACHINE);
     const cpuFfn = (750 * SMALL.neuron) / 50e9;
-    const gpuFfn = (250 * SMALL.neuron) / 1000e9 + 20e-6;
-    const others = attention / 1000e9 + 20e-6 + SMALL.predictor / 50e9 + costs.head.bytes / 50e9;
-    expect(1 / tokensPerSecond).toBeCloseTo(Math.max(cpuFfn, gpuFfn) + others, 12);
+    const others = attention / 1000e9 + SMALL.predictor / 1000e9 + costs.head.bytes / 50e9;
+    expect(seconds(split, costs)).toBeCloseTo(cpuFfn + others + 2 * SYNC, 12);
     expect(gpuShare).toBeCloseTo(0.25, 9);
     expect(impactShares[0]).toBeCloseTo(0.25, 9);
+    // With nearly all of it the GPU is what the CPU waits for.
+    split.layers[0]!.gpuNeurons = 990;
+    expect(seconds(split, costs)).toBeCloseTo((990 * SMALL.neuron) / 1000e9 + others + 2 * SYNC, 12);
+    // With all of it nobody waits.
+    split.layers[0]!.gpuNeurons = 1000;
+    expect(seconds(split, costs)).toBeCloseTo((1000 * SMALL.neuron) / 1000e9 + others + SYNC, 12);
+  });
+
+  it("lets the stream cross over only where neighbours are on different sides", () => {
+    const costs = costsOf(SMALL, () => 0);
+    const split = (attention: boolean[], ffn: boolean[], head: boolean): Split => ({
+      layers: attention.map((gpu, l) => ({
+        attention: gpu,
+        predictor: ffn[l]!,
+        gpuNeurons: ffn[l]! ? SMALL.nNeurons : 0,
+      })),
+      head,
+    });
+    const on = (gpu: boolean, bytes: number): number => bytes / (gpu ? 1000e9 : 50e9);
+    const parts = (attention: boolean[], ffn: boolean[], head: boolean): number =>
+      attention.reduce((sum, gpu) => sum + on(gpu, SMALL.attention), on(head, 2e6)) +
+      ffn.reduce((sum, gpu) => sum + on(gpu, SMALL.nNeurons * SMALL.neuron + SMALL.predictor), 0);
+    // Half exchanges: the stream's ways, and two for each FFN that is on another side than its attention.
+    const cases: [boolean[], boolean[], boolean, number][] = [
+      [[false, false, false], [false, false, false], false, 0],
+      [[true, true, true], [true, true, true], true, 2],
+      [[true, true, true], [true, true, true], false, 2],
+      [[true, false, true], [true, true, true], true, 4 + 2],
+      [[false, false, false], [true, true, true], false, 6],
+      [[false, false, false], [false, true, false], true, 2 + 2],
+      [[true, true, false], [true, false, false], false, 2 + 2],
+    ];
+    for (const [attention, ffn, head, crossings] of cases) {
+      const expected = parts(attention, ffn, head) + (crossings * SYNC) / 2;
+      expect(seconds(split(attention, ffn, head), costs)).toBeCloseTo(expected, 12);
+    }
   });
 });

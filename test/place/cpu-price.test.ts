@@ -22,12 +22,13 @@ const LAYER: LayerCosts = {
   kvRead: 0,
   predictor: 50,
   predictorRows: [matrix(5, 10), matrix(32, 10)],
+  device: { neuron: 3000, attention: 0, predictor: 50 },
 };
 
 const COSTS: ModelCosts = {
   mode: "predictor",
   layers: [LAYER],
-  head: { bytes: 34_000, matrix: matrix(1000, 34), shortlist: true },
+  head: { bytes: 34_000, device: 34_000, matrix: matrix(1000, 34), shortlist: true },
   kv: { type: "f16", heads: 2, queries: 4, headDim: 8, tokens: 100 },
   dim: 64,
   scratch: 0,

@@ -40,9 +40,15 @@ function costsOf({ layers, neurons, sizes, frequency }: Instance): ModelCosts {
         kvRead: 0,
         predictor: sizes.predictor,
         predictorRows: [row(sizes.predictor), { ...row(0), rows: 0 }],
+        device: sizes,
       };
     }),
-    head: { bytes: 2 * sizes.attention, matrix: row(2 * sizes.attention), shortlist: false },
+    head: {
+      bytes: 2 * sizes.attention,
+      device: 2 * sizes.attention,
+      matrix: row(2 * sizes.attention),
+      shortlist: false,
+    },
     kv: { type: "f16", heads: 0, queries: 1, headDim: 64, tokens: 0 },
     dim: 64,
     scratch: 0,
@@ -61,9 +67,17 @@ const hardwareOf = ({ syncSeconds }: Instance): GpuHardware => ({
 
 /** Dantzig's bound: steps by value per byte, the last one in part. */
 function relaxedBound({ groups, capacity }: Problem): number {
-  const steps = groups.flatMap(({ sizes, values }) =>
-    sizes.slice(1).map((size, i) => ({ size: size - sizes[i]!, value: values[i + 1]! - values[i]! })),
-  );
+  const steps = groups.flatMap(({ sizes, values }) => {
+    const found = [];
+    // From every option to the one that is worth most per byte more.
+    for (let from = 0, to = 0; from < sizes.length - 1; from = to) {
+      const density = (o: number): number => (values[o]! - values[from]!) / (sizes[o]! - sizes[from]!);
+      to = from + 1;
+      for (let o = to + 1; o < sizes.length; o++) if (density(o) > density(to)) to = o;
+      found.push({ size: sizes[to]! - sizes[from]!, value: values[to]! - values[from]! });
+    }
+    return found;
+  });
   steps.sort((a, b) => b.value / b.size - a.value / a.size);
   let free = capacity;
   return steps.reduce((sum, { size, value }) => {
@@ -130,7 +144,8 @@ const BASE: Instance = {
 };
 
 describe("placements of whole models, at least 99.9 % of what any could save", () => {
-  it.each(Array.from({ length: 20 }, (_, i) => i + 1))("random instance %d", async (seed) => {
+  // The last three have few layers with large predictors.
+  it.each([...Array.from({ length: 20 }, (_, i) => i + 1), 74, 80, 106])("random instance %d", async (seed) => {
     await expectProven(randomInstance(seed));
   });
 

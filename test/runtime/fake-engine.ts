@@ -204,6 +204,7 @@ export function fakeModel(options: FakeOptions = {}) {
     name: "fake",
     defaultMode: "exact",
     kvTokens: kvBlocks * KV_BLOCK,
+    device: {},
     textFile: () => Promise.resolve(undefined),
     close: () => engine.close(),
   } as unknown as OpenModel;

@@ -50,9 +50,9 @@ std::vector<float> logits(Engine& engine, const Rows& rows) {
 std::vector<std::vector<float>> conversation(Engine& engine, FfnMode mode) {
   std::vector<std::vector<float>> out;
   Rows prompt;
-  for (int i = 0; i < 37; ++i) prompt.add(0, i, mode, true, i % 9 == 0);
+  for (int i = 0; i < 38; ++i) prompt.add(0, i, mode, true, i % 9 == 0);
   out.push_back(logits(engine, prompt));
-  for (int i = 37; i < 40; ++i) {
+  for (int i = 38; i < 40; ++i) {
     Rows row;
     row.add(0, i, mode);
     out.push_back(logits(engine, row));
@@ -66,23 +66,23 @@ std::vector<std::vector<float>> conversation(Engine& engine, FfnMode mode) {
   together.add(1, 5, mode);
   out.push_back(logits(engine, together));
   Rows many;
-  for (int i = 0; i < 50; ++i) many.add(2, i, mode);  // scored: as decoding
+  for (int i = 0; i < 35; ++i) many.add(2, i, mode);  // scored: as decoding
   out.push_back(logits(engine, many));
   return out;
 }
 
-// Largest difference, in units of the row's largest logit.
+// Root mean square of the difference over that of the logits, of the worst row.
 double distance(const std::vector<float>& a, const std::vector<float>& b, int vocab) {
   double worst = a.size() == b.size() ? 0 : 1e9;
   for (size_t row = 0; row * vocab < std::min(a.size(), b.size()); ++row) {
-    double high = 0, off = 0;
+    double squares = 0, off = 0;
     for (int i = 0; i < vocab; ++i) {
       const size_t at = row * vocab + i;
-      high = std::max(high, std::fabs(double(a[at])));
-      off = std::max(off, std::fabs(double(a[at]) - b[at]));
+      squares += double(a[at]) * a[at];
+      off += (double(a[at]) - b[at]) * (double(a[at]) - b[at]);
       if (!std::isfinite(b[at])) return 1e9;
     }
-    worst = std::max(worst, off / high);
+    worst = std::max(worst, std::sqrt(off / squares));
   }
   return worst;
 }
@@ -91,7 +91,7 @@ GpuOptions nothing(const Shape& shape) {
   GpuOptions gpu;
   gpu.layers.resize(shape.n_layers);
   gpu.vram_bytes = size_t{4} << 30;
-  gpu.max_rows = 40;
+  gpu.max_rows = 34;
   return gpu;
 }
 
@@ -134,13 +134,11 @@ std::string text(const GpuOptions& gpu) {
   return out + (gpu.head ? "head" : "");
 }
 
-constexpr FfnMode kModes[] = {FfnMode::kDense, FfnMode::kExact, FfnMode::kPredictor};
-
-// Tolerance: block types quantise activations, where a difference in the last bit may move one of them by a step.
+// Block types quantise activations, and KV types keys and values, where a difference in the last bit may move one by a step.
 std::string same_logits(const Shape& shape, const std::vector<GpuOptions>& splits) {
   const TinyModel model(shape, 1);
   const double tolerance = block_size(shape.type) > 1 || shape.kv == kernels::KvType::kQ8 ? 1e-2 : 1e-3;
-  for (const FfnMode mode : kModes) {
+  for (const FfnMode mode : {FfnMode::kExact, FfnMode::kPredictor}) {
     if (mode == FfnMode::kPredictor && shape.predictor.empty()) continue;
     Engine alone(model.options());
     const auto expected = conversation(alone, mode);
@@ -161,10 +159,10 @@ std::string same_logits(const Shape& shape, const std::vector<GpuOptions>& split
 
 std::vector<GpuOptions> some_splits(const Shape& shape, uint32_t seed) {
   std::vector<GpuOptions> out;
-  for (const double part : {0.25, 0.5, 0.75}) out.push_back(share(shape, part, 0b1111));
+  out.push_back(share(shape, 0.25 * (seed / 10 % 4), 0b1111));
   out.push_back(share(shape, 0.5, 0b0010));
   out.push_back(everything(shape));
-  for (uint32_t i = 0; i < 3; ++i) out.push_back(random_split(shape, seed + i));
+  for (uint32_t i = 0; i < 2; ++i) out.push_back(random_split(shape, seed + i));
   return out;
 }
 

@@ -94,19 +94,26 @@ void TinyModel::add_predictor(const std::string& at) {
     add(at + "fc1.weight", {rank, dim}, type, 0.2f);
     add(at + "fc1.bias", {rank}, DType::kF32, 0.1f);
     add(at + "fc2.weight", {n, rank}, type, 0.2f);
-    add(at + "fc2.bias", {n}, DType::kF32, 0.1f);
+    add_bias(at + "fc2.bias", 2.0f);
   } else if (shape_.predictor == "svd") {
     add(at + "v.weight", {rank, dim}, type, 0.2f);
     add(at + "u.weight", {n, rank}, type, 0.2f);
-    add(at + "u.bias", {n}, DType::kF32, 0.1f);
+    add_bias(at + "u.bias", 3.0f);
   } else if (shape_.predictor == "gate") {
     add(at + "gate.weight", {n, dim}, DType::kQ4_0, 0.2f);
-    add(at + "gate.bias", {n}, DType::kF32, 0.1f);
+    add_bias(at + "gate.bias", 4.0f);
   } else {
     add(at + "signs.weight", {n, dim}, DType::kBit, 1.0f);
     add(at + "signs.scale", {n}, DType::kF32, 0.1f, 1.0f);
-    add(at + "signs.bias", {n}, DType::kF32, 0.1f);
+    add_bias(at + "signs.bias", 0.5f);
   }
+}
+
+// As large for one neuron as low for the next.
+void TinyModel::add_bias(const std::string& name, float size) {
+  add(name, {config_.n_neurons}, DType::kF32, 0.1f);
+  auto* values = reinterpret_cast<float*>(&bytes_[tensors_.back().offset]);
+  for (int i = 0; i < config_.n_neurons; ++i) values[i] += i % 3 == 0 ? -size : i % 3 == 1 ? size : 0.1f * size;
 }
 
 }  // namespace pi::checks

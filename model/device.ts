@@ -14,7 +14,7 @@ import {
   type GpuSplit,
   type Step,
 } from "./gpu-fit.ts";
-import { GPU_ROWS, gpuMemory, isEmpty, partBytes } from "./gpu-memory.ts";
+import { GPU_ROWS, isEmpty, partBytes } from "./gpu-memory.ts";
 import type { ModelFile } from "./model-file.ts";
 
 /** `auto`: the GPU where there is one and the artifact was placed for one. */
@@ -100,7 +100,7 @@ export function planDevice(file: ModelFile, options: OpenOptions, wanted: Device
   const steps = stepsFor(file, artifact, parts, wanted.vram);
   const budget = Math.min(wanted.vram ?? artifact.placement.vramBudget, found.freeBytes + found.contextBytes);
   const count = (split: GpuSplit): GpuMemory =>
-    withContext(gpuMemory({ ...options, gpu: gpuOptions(split, budget) }), found.contextBytes);
+    withContext(native().gpuMemory({ ...options, gpu: gpuOptions(split, budget) }), found.contextBytes);
   const { nLayers } = file.config;
   const split = fitSteps(steps, nLayers, budget, (of) => (isEmpty(of) ? 0 : count(of).total));
   if (!isEmpty(split)) {

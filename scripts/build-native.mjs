@@ -1,4 +1,6 @@
 // Builds the native addon into build/Release with CMake. `--if-possible`: where the tools are missing, say so and succeed.
+// The part for NVIDIA GPUs is built where there are a driver and nvcc; PI_CUDA=1 builds it with nvcc alone, PI_CUDA=0 never.
+// PI_CUDA_ARCHITECTURES=native compiles for this machine's GPU only, which takes a fraction of the time.
 import { spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";
 import { availableParallelism } from "node:os";
@@ -42,5 +44,8 @@ if (missing.length > 0) {
 
 const generator =
   !existsSync(join(root, "build", "CMakeCache.txt")) && works("ninja", "--version") ? ["-G", "Ninja"] : [];
-run("cmake", ["-S", "native", "-B", "build", ...generator, "-DCMAKE_BUILD_TYPE=Release"]);
+const { PI_CUDA, PI_CUDA_ARCHITECTURES } = process.env;
+const cuda = [`-DPI_CUDA=${PI_CUDA ? (PI_CUDA === "0" ? "OFF" : "ON") : "AUTO"}`];
+if (PI_CUDA_ARCHITECTURES) cuda.push(`-DPI_CUDA_ARCHITECTURES=${PI_CUDA_ARCHITECTURES}`);
+run("cmake", ["-S", "native", "-B", "build", ...generator, "-DCMAKE_BUILD_TYPE=Release", ...cuda]);
 run("cmake", ["--build", "build", "--parallel", String(availableParallelism())]);

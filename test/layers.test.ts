@@ -142,6 +142,9 @@ describe("C++ layers", () => {
     const outside = (header: RegExp, folder: string): string[] =>
       cppFiles.filter((file) => cppLayer(file) !== folder && includes(file).some((target) => header.test(target)));
     expect(outside(/^(napi|node_api|js_native_api|uv)(-inl)?\.h$/, "addon")).toEqual([]);
-    expect(outside(/^(cuda|cublas|cusparse|nvrtc|cooperative_groups|mma)\w*\.h$/, "cuda")).toEqual([]);
+    expect(
+      outside(/^cuda\/(emulator\w*|language\w*)\.h$/, "cuda").filter((file) => !CPP_AROUND.includes(cppLayer(file))),
+    ).toEqual([]);
+    expect(outside(/^(hip\/.*|(cuda|cublas|cusparse|nvrtc|cooperative_groups|mma)\w*\.h)$/, "cuda")).toEqual([]);
   });
 });

@@ -183,10 +183,10 @@ __device__ __forceinline__ void finish(const Decode& o, Running<kHeads>& r, int 
   }
 }
 
-// Block: (piece, KV head and chunk of its query heads, row). Three blocks a multiprocessor, or two of
-// f32, have enough bytes in flight.
+// Block: (piece, KV head and chunk of its query heads, row). Two blocks a multiprocessor have 32 KiB
+// in flight.
 template <KvType kType, int kHeads, int kUnroll>
-__global__ void __launch_bounds__(kWarps * kWarp, kType == KvType::kF32 ? 2 : 3) attend_pieces(Decode o) {
+__global__ void __launch_bounds__(kWarps * kWarp, 2) attend_pieces(Decode o) {
   PI_DYNAMIC_SHARED(float, shared);
   const Attend& a = o.a;
   const int row = blockIdx.z, position = a.places.positions[row], dim = o.kv.head_dim;
@@ -254,7 +254,7 @@ __global__ void __launch_bounds__(kJoinThreads) join_pieces(Decode o) {
 
 template <KvType kType, int kHeads>
 void launch_pieces(void* stream, Decode o) {
-  constexpr int kUnroll = kType == KvType::kF32 || kHeads == 8 ? 2 : 4;
+  constexpr int kUnroll = kType == KvType::kF32 ? 2 : 4;
   o.chunks = (o.group + kHeads - 1) / kHeads;
   const dim3 grid(o.a.splits, o.kv.kv_heads * o.chunks, o.a.rows);
   const size_t shared = sizeof(float) * kHeads * (kWarps * (o.kv.head_dim + 2) + o.kv.head_dim);

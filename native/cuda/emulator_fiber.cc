@@ -7,6 +7,7 @@
 #include <new>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <pthread.h>
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #define PI_ASAN(...) __VA_ARGS__
@@ -89,6 +90,15 @@ void pi_fiber_switch(void** save, void* load) {
 }
 #endif
 
+PI_ASAN(void find_thread_stack(const void*& bottom, size_t& size) {
+  pthread_attr_t attributes;
+  void* begin = nullptr;
+  ::pthread_getattr_np(::pthread_self(), &attributes);
+  ::pthread_attr_getstack(&attributes, &begin, &size);
+  ::pthread_attr_destroy(&attributes);
+  bottom = begin;
+})
+
 }  // namespace
 
 Fiber::Fiber(void (*body)(), size_t colour) {
@@ -97,6 +107,8 @@ Fiber::Fiber(void (*body)(), size_t colour) {
   ::mprotect(memory, kPage, PROT_NONE);
   memory_ = static_cast<char*>(memory);
   top_ = memory_ + kMemory - colour % kColours * kColourBytes;
+  bottom_ = memory_ + kPage;
+  size_ = static_cast<size_t>(top_ - memory_) - kPage;
   for (int i = 0; i < kMarks; ++i) marks(top_)[i] = kUntouched;
 #if defined(__x86_64__) || defined(__aarch64__)
   saved_ = first_frame(top_, body);
@@ -104,7 +116,7 @@ Fiber::Fiber(void (*body)(), size_t colour) {
   ucontext_t* const context = new ucontext_t;
   getcontext(context);
   context->uc_stack.ss_sp = memory_ + kPage;
-  context->uc_stack.ss_size = top_ - memory_ - kPage;
+  context->uc_stack.ss_size = size_;
   context->uc_link = nullptr;
   makecontext(context, body, 0);
   saved_ = context;
@@ -120,9 +132,11 @@ Fiber::~Fiber() {
   ::munmap(memory_, kMemory);
 }
 
+void Fiber::entered() { PI_ASAN(__sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);) }
+
 void Fiber::leave_to(Fiber& to) {
-  PI_ASAN(void* fake = nullptr; const void* bottom = to.memory_ != nullptr ? to.memory_ + kPage : to.asan_;
-          __sanitizer_start_switch_fiber(&fake, bottom, to.memory_ != nullptr ? kMemory - kPage : kMemory);)
+  PI_ASAN(if (bottom_ == nullptr) find_thread_stack(bottom_, size_); void* fake = nullptr;
+          __sanitizer_start_switch_fiber(&fake, to.bottom_, to.size_);)
   pi_fiber_switch(&saved_, to.saved_);
   PI_ASAN(__sanitizer_finish_switch_fiber(fake, nullptr, nullptr);)
 }

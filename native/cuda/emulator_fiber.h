@@ -19,6 +19,9 @@ class Fiber {
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
 
+  // What `body` calls first.
+  static void entered();
+
   // Leaves this fiber, which must be the running one, and enters `to`. Returns when somebody enters this one again.
   void leave_to(Fiber& to);
   // Whether more than kStackBytes have been in use.
@@ -28,7 +31,8 @@ class Fiber {
   void* saved_ = nullptr;   // its stack pointer, or its ucontext
   char* memory_ = nullptr;  // null: the OS thread's own stack
   char* top_ = nullptr;
-  void* asan_ = nullptr;
+  const void* bottom_ = nullptr;  // of its stack, for AddressSanitizer
+  size_t size_ = 0;
 };
 
 }  // namespace pi::cuda::emulator

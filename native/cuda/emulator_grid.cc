@@ -1,6 +1,6 @@
 #include "cuda/emulator_grid.h"
 
-#include <chrono>
+#include <cstdio>
 #include <cstring>
 #include <thread>
 
@@ -34,7 +34,10 @@ const char* name(Exchange kind) {
 void* dynamic_shared() { return grid->dynamic_shared(); }
 void barrier(int line) { grid->barrier(line); }
 Told exchange(uint64_t value, Exchange kind, int line) { return grid->exchange(value, kind, line); }
-void fail(const char* what) { grid->fail(what); }
+void fail(const char* what) {
+  grid->set_error(what);
+  grid->give_up();
+}
 void sleep() { grid->sleep(); }
 
 // ------------------------------------------------------------------------------------------------------ a launch's blocks
@@ -100,13 +103,16 @@ void Grid::end_block() {
   const uint8_t* const before = shared_.data();
   const uint8_t* const after = before + kGuard + launch_->shared_bytes;
   for (size_t i = 0; i < kGuard; ++i) {
-    if (before[i] != kGuardByte || after[i] != kGuardByte) fail("a write outside of the block's dynamic shared memory");
+    if (before[i] != kGuardByte || after[i] != kGuardByte) emulator::fail("a write outside of the block's dynamic shared memory");
   }
 }
 
 // -------------------------------------------------------------------------------------------------------- a block's lanes
 
-void Grid::fiber_main() { grid->run_lanes(); }
+void Grid::fiber_main() {
+  Fiber::entered();
+  grid->run_lanes();
+}
 
 // What every fiber does: runs lanes from beginning to end, one after the other and block after block. Where a lane has to
 // wait, wait() goes on with another fiber.
@@ -139,7 +145,10 @@ void Grid::show_lane() {
 }
 
 void Grid::end_lane() {
-  if (running_->overflowed()) fail("a thread used more than " + std::to_string(Fiber::kStackBytes) + " bytes of stack");
+  if (running_->overflowed()) {
+    set_error("a thread used more than " + std::to_string(Fiber::kStackBytes) + " bytes of stack");
+    give_up();
+  }
   lanes_[current_].fiber = nullptr;
   Warp& mine = warp();
   mine.live &= ~bit();
@@ -204,7 +213,8 @@ void Grid::open_barrier() {
 void Grid::barrier(int line) {
   if (barrier_arrived_ == 0) barrier_line_ = line;
   if (line != barrier_line_) {
-    fail("threads wait at different barriers, of lines " + std::to_string(barrier_line_) + " and " + std::to_string(line));
+    set_error("threads wait at different barriers, of lines " + std::to_string(barrier_line_) + " and " + std::to_string(line));
+    give_up();
   }
   warp().at_barrier |= bit();
   if (++barrier_arrived_ == live_) {
@@ -233,8 +243,9 @@ Told Grid::exchange(uint64_t value, Exchange kind, int line) {
     mine.line = line;
     turn.ballot = 0;
   } else if (kind != mine.kind || line != mine.line) {
-    fail(std::string("lanes of a warp are at ") + name(mine.kind) + " of line " + std::to_string(mine.line) + " and at " + name(kind) +
-         " of line " + std::to_string(line));
+    set_error(std::string("lanes of a warp are at ") + name(mine.kind) + " of line " + std::to_string(mine.line) + " and at " + name(kind) +
+              " of line " + std::to_string(line));
+    give_up();
   }
   turn.values[lane] = value;
   turn.ballot |= static_cast<uint32_t>(value != 0) << lane;
@@ -251,12 +262,11 @@ Told Grid::exchange(uint64_t value, Exchange kind, int line) {
 }
 
 void Grid::sleep() {
-  if (closing_.load(std::memory_order_relaxed)) fail("the device was closed while it waited");
+  if (closing_.load(std::memory_order_relaxed)) emulator::fail("the device was closed while it waited");
   std::this_thread::yield();
 }
 
-// Nobody can go on: some wait for others that wait elsewhere.
-void Grid::stuck() {
+std::string Grid::who_waits() const {
   std::string where;
   for (int w = 0; w < n_warps_; ++w) {
     const Warp& warp = warps_[w];
@@ -270,14 +280,24 @@ void Grid::stuck() {
     where += (where.empty() ? "" : ", ") + std::to_string(barrier_arrived_) + " of " + std::to_string(live_) +
              " threads at the barrier of line " + std::to_string(barrier_line_);
   }
-  fail("not all threads come to where others wait: " + where);
+  return where;
 }
 
-// Gives the launch up, and with it what its fibers were doing.
-void Grid::fail(const std::string& what) {
+// Nobody can go on: some wait for others that wait elsewhere.
+void Grid::stuck() {
+  set_error("not all threads come to where others wait: " + who_waits());
+  give_up();
+}
+
+void Grid::set_error(const std::string& what) {
   const uint3 b = here.block, t = here.thread;
-  const auto text = [](uint3 at) { return "(" + std::to_string(at.x) + ", " + std::to_string(at.y) + ", " + std::to_string(at.z) + ")"; };
-  error_ = std::string("kernel ") + launch_->kernel + ", block " + text(b) + ", thread " + text(t) + ": " + what;
+  char where[128];
+  std::snprintf(where, sizeof where, ", block (%u, %u, %u), thread (%u, %u, %u): ", b.x, b.y, b.z, t.x, t.y, t.z);
+  error_ = std::string("kernel ") + launch_->kernel + where + what;
+}
+
+// Ends the launch. What its fibers were doing is never gone on with, so nothing on their stacks may own anything.
+void Grid::give_up() {
   running_->leave_to(home_);
   __builtin_unreachable();
 }

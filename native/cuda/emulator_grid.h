@@ -23,7 +23,9 @@ class Grid {
   // Of the kernel that is running.
   void barrier(int line);
   Told exchange(uint64_t value, Exchange kind, int line);
-  [[noreturn]] void fail(const std::string& what);
+  // Says what is wrong with the running kernel; and ends it.
+  void set_error(const std::string& what);
+  [[noreturn]] void give_up();
   void sleep();
   void* dynamic_shared() { return shared_.data() + kGuard; }
 
@@ -61,7 +63,8 @@ class Grid {
   void open_barrier();
   void open_warp(Warp& warp);
   Fiber& free_fiber();
-  void stuck();
+  [[noreturn]] void stuck();
+  std::string who_waits() const;
   Warp& warp() { return warps_[current_ / kWarp]; }
   uint32_t bit() const { return 1u << (current_ % kWarp); }
   uint32_t next_random();

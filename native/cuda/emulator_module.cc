@@ -10,7 +10,7 @@ extern "C" __attribute__((visibility("default"))) pi::cuda::Device* pi_open_devi
                                                                                     size_t reason_bytes) {
   using namespace pi::cuda;
   if (interface != interface_id()) {
-    std::snprintf(reason, reason_bytes, "pi_emulated was built from other sources than the engine");
+    std::snprintf(reason, reason_bytes, "pi_emulated was built from other sources than the engine; build it again: npm run build:native");
     return nullptr;
   }
   try {

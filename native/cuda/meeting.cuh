@@ -12,8 +12,11 @@ namespace pi::cuda {
 __device__ __forceinline__ void wait_for(const Meeting& meeting) {
   if (meeting.flag == nullptr) return;
   const uint32_t step = *meeting.step;
-  // A look takes a microsecond, for it crosses the bus; the pause leaves the bus to others.
-  while (static_cast<int32_t>(load_system(meeting.flag) - step) < 0 && load_system(meeting.abort) == 0) __nanosleep(100);
+  // A look crosses the bus, which takes a microsecond, and the flag is what is waited for: abort is looked at now and then.
+  for (unsigned looks = 1; static_cast<int32_t>(load_system(meeting.flag) - step) < 0; ++looks) {
+    if (looks % 16 == 0 && load_system(meeting.abort) != 0) return;
+    __nanosleep(32);
+  }
 }
 
 // Everything that this thread wrote before, and what others of its block wrote before a __threadfence_system() and a

@@ -322,7 +322,7 @@ extern "C" __attribute__((visibility("default"))) pi::cuda::Device* pi_open_devi
                                                                                     size_t reason_bytes) {
   using namespace pi::cuda;
   if (interface != interface_id()) {
-    std::snprintf(reason, reason_bytes, "pi_%s was built from other sources than the engine", kBackend);
+    std::snprintf(reason, reason_bytes, "pi_%s was built from other sources than the engine; build it again: npm run build:native", kBackend);
     return nullptr;
   }
   try {

@@ -17,8 +17,9 @@ describe("pi doctor", () => {
       gpu: object;
       hardware: object;
     }
-    const report = await piJson<Report>(["doctor", ...QUICK]);
-    expect(report.gpu).toMatchObject({ found: false, reason: expect.any(String) as string });
+    const { stdout } = await pi(["doctor", ...QUICK, "--json"], { PI_DEVICE: "none" });
+    const report = JSON.parse(stdout) as Report;
+    expect(report.gpu).toEqual({ found: false, reason: "PI_DEVICE is none" });
     expect(report.addon.isa.available).toContain(report.addon.isa.active);
     expect(report.bandwidth.map(({ what, threads }) => [what, threads])).toContainEqual(["memory", report.threads]);
     for (const { bytesPerSecond } of report.bandwidth) expect(bytesPerSecond).toBeGreaterThan(1e8);
@@ -39,10 +40,25 @@ describe("pi doctor", () => {
   });
 
   test("prints it for people", async () => {
-    const { code, stdout, stderr } = await pi(["doctor", ...QUICK]);
+    const { code, stdout, stderr } = await pi(["doctor", ...QUICK], { PI_DEVICE: "none" });
     expect([code, stderr]).toEqual([0, ""]);
     for (const line of [/^CPU /m, /^GPU +none: /m, /^ISA /m, /^read from +buffer +threads +GB\/s$/m])
       expect(stdout).toMatch(line);
+  });
+
+  test("describes and measures a GPU", async () => {
+    const folder = await mkdtemp(join(tmpdir(), "pi-doctor-"));
+    const path = join(folder, "hardware.json");
+    try {
+      const { stdout } = await pi(["doctor", ...QUICK, "-o", path], { PI_DEVICE: "emulated" });
+      expect(stdout).toMatch(/^GPU +emulated device, compute capability 7\.5, 4 multiprocessors, .* of 4 GiB free/m);
+      expect(stdout).toMatch(/^GPU memory .* GB\/s; copies to it .* GB\/s; a meeting with the CPU .* µs$/m);
+      const { gpu, link } = parseHardware(await readFile(path, "utf8"), path);
+      expect(gpu).toMatchObject({ name: "emulated device", vramBytes: 4 * 2 ** 30, reservedBytes: 16 << 20 });
+      for (const value of [gpu!.bandwidth, link.bandwidth, link.syncSeconds]) expect(value).toBeGreaterThan(0);
+    } finally {
+      await rm(folder, { recursive: true });
+    }
   });
 
   test("still says what it knows when the addon is missing, and fails", async () => {

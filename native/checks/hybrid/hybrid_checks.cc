@@ -46,28 +46,32 @@ std::vector<float> logits(Engine& engine, const Rows& rows) {
   return {out.logits, out.logits + rows.outputs.size() * engine.config().vocab};
 }
 
-// The whole life of some sequences: prompts, decoding alone and together, both in one step, more rows than fit at once.
-std::vector<std::vector<float>> conversation(Engine& engine, FfnMode mode) {
-  std::vector<std::vector<float>> out;
+struct Step {
+  std::vector<float> logits;
+  bool prompts;  // there are some in it, or before it in a sequence
+};
+
+// The life of some sequences: scored rows, more than fit at once; decoding alone; prompts; decoding and a prompt in one step;
+// several sequences and guessed tokens together.
+std::vector<Step> conversation(Engine& engine, FfnMode mode) {
+  std::vector<Step> out;
+  Rows scored;
+  for (int i = 0; i < 35; ++i) scored.add(0, i, mode, false, i % 3 == 0);
+  out.push_back({logits(engine, scored), false});
+  Rows row;
+  row.add(0, 35, mode);
+  out.push_back({logits(engine, row), false});
   Rows prompt;
-  for (int i = 0; i < 38; ++i) prompt.add(0, i, mode, true, i % 9 == 0);
-  out.push_back(logits(engine, prompt));
-  for (int i = 38; i < 40; ++i) {
-    Rows row;
-    row.add(0, i, mode);
-    out.push_back(logits(engine, row));
-  }
+  for (int i = 0; i < 36; ++i) prompt.add(1, i, mode, true, i % 9 == 0);
+  out.push_back({logits(engine, prompt), true});
   Rows mixed;
-  mixed.add(0, 40, mode);
-  for (int i = 0; i < 5; ++i) mixed.add(1, i, mode, true, i == 4);
-  out.push_back(logits(engine, mixed));
+  mixed.add(1, 36, mode);
+  for (int i = 0; i < 5; ++i) mixed.add(2, i, mode, true, i == 4);
+  out.push_back({logits(engine, mixed), true});
   Rows together;
-  for (int i = 0; i < 3; ++i) together.add(0, 41 + i, mode);  // guessed tokens
-  together.add(1, 5, mode);
-  out.push_back(logits(engine, together));
-  Rows many;
-  for (int i = 0; i < 35; ++i) many.add(2, i, mode);  // scored: as decoding
-  out.push_back(logits(engine, many));
+  for (int i = 0; i < 3; ++i) together.add(0, 36 + i, mode);  // guessed tokens
+  together.add(2, 5, mode, false, false);
+  out.push_back({logits(engine, together), false});
   return out;
 }
 
@@ -135,9 +139,11 @@ std::string text(const GpuOptions& gpu) {
 }
 
 // Block types quantise activations, and KV types keys and values, where a difference in the last bit may move one by a step.
+// Prompts of block types are computed with finer activations than the CPU's, which differ by as much as those are coarse.
 std::string same_logits(const Shape& shape, const std::vector<GpuOptions>& splits) {
   const TinyModel model(shape, 1);
-  const double tolerance = block_size(shape.type) > 1 || shape.kv == kernels::KvType::kQ8 ? 1e-2 : 1e-3;
+  const bool blocks = block_size(shape.type) > 1;
+  const double tolerance = blocks || shape.kv == kernels::KvType::kQ8 ? 1e-2 : 1e-3, of_prompts = blocks ? 0.2 : tolerance;
   for (const FfnMode mode : {FfnMode::kExact, FfnMode::kPredictor}) {
     if (mode == FfnMode::kPredictor && shape.predictor.empty()) continue;
     Engine alone(model.options());
@@ -148,8 +154,8 @@ std::string same_logits(const Shape& shape, const std::vector<GpuOptions>& split
       Engine engine(std::move(options));
       const auto found = conversation(engine, mode);
       for (size_t step = 0; step < expected.size(); ++step) {
-        const double off = distance(expected[step], found[step], shape.vocab);
-        if (off <= tolerance) continue;
+        const double off = distance(expected[step].logits, found[step].logits, shape.vocab);
+        if (off <= (expected[step].prompts ? of_prompts : tolerance)) continue;
         return "mode " + std::to_string(int(mode)) + ", split " + text(gpu) + ", step " + std::to_string(step) + ": logits differ by " + std::to_string(off);
       }
     }
@@ -160,7 +166,6 @@ std::string same_logits(const Shape& shape, const std::vector<GpuOptions>& split
 std::vector<GpuOptions> some_splits(const Shape& shape, uint32_t seed) {
   std::vector<GpuOptions> out;
   out.push_back(share(shape, 0.25 * (seed / 10 % 4), 0b1111));
-  out.push_back(share(shape, 0.5, 0b0010));
   out.push_back(everything(shape));
   for (uint32_t i = 0; i < 2; ++i) out.push_back(random_split(shape, seed + i));
   return out;

@@ -17,7 +17,7 @@ struct Tiles {
   using W = Weights<kType>;
   static constexpr int kMostChunks = 2048 / (W::kUnits * kT);  // 32 KiB of units
   static constexpr int kScales = W::kBlocks ? W::kColumns : 0;  // of 32 chunks
-  static __host__ __device__ constexpr int chunks(int cols) {
+  static PI_HOST_DEVICE constexpr int chunks(int cols) {
     const int all = (chunks_of<kType>(cols) + kWarp - 1) / kWarp * kWarp;
     return all < kMostChunks ? all : kMostChunks;
   }
@@ -186,13 +186,16 @@ __device__ __forceinline__ void add_tile(const Staged<kType, kT>& x, int tile, c
     for (int u = 0; u < kUnroll; ++u) {
       const int c = begin + u * kWarp;
       if (c >= n) break;
+      typename W::Values values[kR];
+#pragma unroll
+      for (int r = 0; r < kR; ++r) values[r].unpack(w[u][r]);
 #pragma unroll
       for (int t = 0; t < kT; ++t) {
         uint4 units[W::kUnits];
         x.units(t, c, units);
         const float scale = x.scale(t, c);
 #pragma unroll
-        for (int r = 0; r < kR; ++r) sum[r][t] = w[u][r].dot(units, scale, sum[r][t]);
+        for (int r = 0; r < kR; ++r) sum[r][t] = values[r].dot(units, scale, sum[r][t]);
       }
     }
   }

@@ -16,7 +16,7 @@ constexpr int kScan = 8;  // looks at the active bits that are in flight
 struct Deal {
   int k, step, most;
 };
-__host__ __device__ constexpr int most_dealt(int n_neurons, int n_parts) { return (n_neurons + n_parts * kWarps - 1) / (n_parts * kWarps); }
+PI_HOST_DEVICE constexpr int most_dealt(int n_neurons, int n_parts) { return (n_neurons + n_parts * kWarps - 1) / (n_parts * kWarps); }
 
 // The m of a warp's active neurons, ascending, to shared memory; returns how many.
 __device__ __forceinline__ int find_active(const Down& a, const Deal& deal, uint16_t* list) {

@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "base/types.h"
+#include "cuda/layout.h"
 #include "kernels/kernels.h"
 
 namespace pi::cuda {
@@ -198,7 +199,7 @@ struct Attend {
 // ----------------------------------------------------------------------------------------------------------------- FFN
 
 // 32 neurons a word, bit i % 32 of word i / 32; words of a row stand mask_words(n) apart.
-constexpr int mask_words(int n_neurons) { return (n_neurons + 31) / 32; }
+PI_HOST_DEVICE constexpr int mask_words(int n_neurons) { return (n_neurons + 31) / 32; }
 
 // mask[t]: neurons whose score reaches the threshold; all of them for rows whose mode is not kPredictor (2).
 //   matrix kinds: score = w[i] · x[t] + bias[i], x being the hidden layer of an MLP or SVD, or the FFN's input.

@@ -33,12 +33,21 @@ __device__ __forceinline__ float high_half(uint32_t x, DType type) {
   return type == DType::kF16 ? f16_bits_to_f32(static_cast<uint16_t>(x >> 16)) : __uint_as_float(x & 0xffff0000u);
 }
 
+// sum + four products, one after the other.
+__device__ __forceinline__ float add_products(const float* w, const uint4& x, float sum) {
+  sum = fmaf(w[0], __uint_as_float(x.x), sum);
+  sum = fmaf(w[1], __uint_as_float(x.y), sum);
+  sum = fmaf(w[2], __uint_as_float(x.z), sum);
+  return fmaf(w[3], __uint_as_float(x.w), sum);
+}
+
 // Per type:
 //   kColumns, kUnits       of a chunk
 //   kBlocks                true where x comes as quants and scales
 //   Sum                    what a dot product is summed in
-//   Chunk load(…)          chunk c of a row of `cols` columns
-//   Chunk::dot(…)          sum + chunk · x, as a fixed sequence of roundings
+//   Chunk load(…)          chunk c of a row of `cols` columns, as it lies there
+//   Values::unpack(…)      the same, ready to be multiplied with several rows of x
+//   Values::dot(…)         sum + values · x, as a fixed sequence of roundings
 template <DType>
 struct Weights;
 
@@ -47,21 +56,23 @@ struct HalfWeights {
   static constexpr int kColumns = 8, kUnits = 2;
   static constexpr bool kBlocks = false;
   using Sum = float;
-  struct Chunk {
-    uint4 w;
+  using Chunk = uint4;
+  struct Values {
+    float w[kColumns];
+    __device__ __forceinline__ void unpack(const Chunk& c) {
+      const unsigned words[4] = {c.x, c.y, c.z, c.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        w[2 * i] = low_half(words[i], kType);
+        w[2 * i + 1] = high_half(words[i], kType);
+      }
+    }
     __device__ __forceinline__ float dot(const uint4 (&x)[kUnits], float, float sum) const {
-      sum = fmaf(low_half(w.x, kType), __uint_as_float(x[0].x), sum);
-      sum = fmaf(high_half(w.x, kType), __uint_as_float(x[0].y), sum);
-      sum = fmaf(low_half(w.y, kType), __uint_as_float(x[0].z), sum);
-      sum = fmaf(high_half(w.y, kType), __uint_as_float(x[0].w), sum);
-      sum = fmaf(low_half(w.z, kType), __uint_as_float(x[1].x), sum);
-      sum = fmaf(high_half(w.z, kType), __uint_as_float(x[1].y), sum);
-      sum = fmaf(low_half(w.w, kType), __uint_as_float(x[1].z), sum);
-      return fmaf(high_half(w.w, kType), __uint_as_float(x[1].w), sum);
+      return add_products(w + 4, x[1], add_products(w, x[0], sum));
     }
   };
   static __device__ __forceinline__ Chunk load(const uint8_t* row, int cols, int c) {
-    return {load_once(reinterpret_cast<const uint4*>(row) + c)};
+    return load_once(reinterpret_cast<const uint4*>(row) + c);
   }
 };
 template <>
@@ -74,17 +85,16 @@ struct Weights<DType::kF32> {
   static constexpr int kColumns = 4, kUnits = 1;
   static constexpr bool kBlocks = false;
   using Sum = float;
-  struct Chunk {
-    uint4 w;
-    __device__ __forceinline__ float dot(const uint4 (&x)[kUnits], float, float sum) const {
-      sum = fmaf(__uint_as_float(w.x), __uint_as_float(x[0].x), sum);
-      sum = fmaf(__uint_as_float(w.y), __uint_as_float(x[0].y), sum);
-      sum = fmaf(__uint_as_float(w.z), __uint_as_float(x[0].z), sum);
-      return fmaf(__uint_as_float(w.w), __uint_as_float(x[0].w), sum);
+  using Chunk = uint4;
+  struct Values {
+    float w[kColumns];
+    __device__ __forceinline__ void unpack(const Chunk& c) {
+      w[0] = __uint_as_float(c.x), w[1] = __uint_as_float(c.y), w[2] = __uint_as_float(c.z), w[3] = __uint_as_float(c.w);
     }
+    __device__ __forceinline__ float dot(const uint4 (&x)[kUnits], float, float sum) const { return add_products(w, x[0], sum); }
   };
   static __device__ __forceinline__ Chunk load(const uint8_t* row, int cols, int c) {
-    return {load_once(reinterpret_cast<const uint4*>(row) + c)};
+    return load_once(reinterpret_cast<const uint4*>(row) + c);
   }
 };
 
@@ -109,8 +119,13 @@ struct Weights<DType::kQ8_0> {
   struct Chunk {
     uint4 w;
     uint16_t d;
+  };
+  struct Values {
+    uint4 w;
+    float d;
+    __device__ __forceinline__ void unpack(const Chunk& c) { w = c.w, d = f16_bits_to_f32(c.d); }
     __device__ __forceinline__ float dot(const uint4 (&x)[kUnits], float scale, float sum) const {
-      return fmaf(static_cast<float>(dot_bytes(w, x[0], 0)), f16_bits_to_f32(d) * scale, sum);
+      return fmaf(static_cast<float>(dot_bytes(w, x[0], 0)), d * scale, sum);
     }
   };
   static __device__ __forceinline__ Chunk load(const uint8_t* row, int cols, int c) {
@@ -125,17 +140,21 @@ struct Weights<DType::kQ4_0> {
   static constexpr int kColumns = 32, kUnits = 2;
   static constexpr bool kBlocks = true;
   using Sum = float;
-  static __device__ __forceinline__ unsigned high_nibbles(unsigned x) { return (x & 0xf0f0f0f0u) ^ 0x80808080u; }
-  static __device__ __forceinline__ uint4 high_nibbles(uint4 x) {
-    return make_uint4(high_nibbles(x.x), high_nibbles(x.y), high_nibbles(x.z), high_nibbles(x.w));
-  }
   struct Chunk {
     uint4 w;
     uint16_t d;
+  };
+  struct Values {
+    uint4 low, high;
+    float d;
+    static __device__ __forceinline__ unsigned nibbles(unsigned x) { return (x & 0xf0f0f0f0u) ^ 0x80808080u; }
+    __device__ __forceinline__ void unpack(const Chunk& c) {
+      low = make_uint4(nibbles(c.w.x << 4), nibbles(c.w.y << 4), nibbles(c.w.z << 4), nibbles(c.w.w << 4));
+      high = make_uint4(nibbles(c.w.x), nibbles(c.w.y), nibbles(c.w.z), nibbles(c.w.w));
+      d = f16_bits_to_f32(c.d) * 0.0625f;
+    }
     __device__ __forceinline__ float dot(const uint4 (&x)[kUnits], float scale, float sum) const {
-      const uint4 low = high_nibbles(make_uint4(w.x << 4, w.y << 4, w.z << 4, w.w << 4));
-      const int sixteenths = dot_bytes(high_nibbles(w), x[1], dot_bytes(low, x[0], 0));
-      return fmaf(static_cast<float>(sixteenths), f16_bits_to_f32(d) * 0.0625f * scale, sum);
+      return fmaf(static_cast<float>(dot_bytes(high, x[1], dot_bytes(low, x[0], 0))), d * scale, sum);
     }
   };
   static __device__ __forceinline__ Chunk load(const uint8_t* row, int cols, int c) {
@@ -149,19 +168,21 @@ struct Weights<DType::kBit> {
   static constexpr int kColumns = 128, kUnits = 1;
   static constexpr bool kBlocks = false;
   using Sum = int;
-  struct Chunk {
+  using Chunk = uint4;
+  struct Values {
     uint4 w;
+    __device__ __forceinline__ void unpack(const Chunk& c) { w = c; }
     __device__ __forceinline__ int dot(const uint4 (&x)[kUnits], float, int sum) const {
       return sum + __popc(w.x ^ x[0].x) + __popc(w.y ^ x[0].y) + __popc(w.z ^ x[0].z) + __popc(w.w ^ x[0].w);
     }
   };
   static __device__ __forceinline__ Chunk load(const uint8_t* row, int cols, int c) {
-    return {load_once(reinterpret_cast<const uint4*>(row) + c)};
+    return load_once(reinterpret_cast<const uint4*>(row) + c);
   }
 };
 
 template <DType kType>
-__host__ __device__ constexpr int chunks_of(int cols) {
+PI_HOST_DEVICE constexpr int chunks_of(int cols) {
   return (cols + Weights<kType>::kColumns - 1) / Weights<kType>::kColumns;
 }
 

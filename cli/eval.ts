@@ -101,7 +101,7 @@ function print({ corpus, perplexityDense, bytesPerTokenDense, modes }: Compariso
   const dense = { perplexity: perplexityDense, bytesPerToken: bytesPerTokenDense };
   const sparse = [...modes].filter(([mode]) => mode !== "dense");
   if (json) return printJson({ tokens: corpus.tokens, modes: { dense, ...Object.fromEntries(sparse) } });
-  const percent = (share: number) => `${formatNumber(100 * share, 4)} %`;
+  const percent = (share: number) => (Number.isNaN(share) ? "–" : `${formatNumber(100 * share, 4)} %`);
   printTable(
     ["mode", "perplexity", "ratio", "mean KL", "p99 KL", "top-1", "weighted recall", "bytes/token"],
     [

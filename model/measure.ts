@@ -1,8 +1,17 @@
 /** How fast a model runs here, and what bounds it. Used by `pi bench`. */
 import { readCaches } from "../io/hardware.ts";
 import type { StageContext } from "../io/progress.ts";
-import { FFN_MODE, KV_BLOCK, native, type Choice, type EngineStats, type FfnMode } from "../native/index.ts";
+import {
+  FFN_MODE,
+  KV_BLOCK,
+  native,
+  type Choice,
+  type EngineStats,
+  type FfnMode,
+  type TraceSpan,
+} from "../native/index.ts";
 import { kvTokensFor } from "./forced-logits.ts";
+import { gpuSpeed, mapValues, totalOf, type GpuSpeed } from "./gpu-speed.ts";
 import { GREEDY_CHOICE, NEUTRAL_CHOICE } from "./neutral-choice.ts";
 import type { OpenModel } from "./open.ts";
 import { Stepper } from "./stepper.ts";
@@ -22,8 +31,13 @@ export interface SpeedOptions {
   between?: () => Promise<void>;
 }
 
-/** One mode at one context and batch: medians over the repeats. Bytes per token are means over the decoded tokens. */
+/**
+ * One mode at one context and batch: medians over the repeats. Bytes per token are means over the decoded tokens; those of main
+ * memory alone bound the CPU.
+ */
 export interface Speed {
+  /** `cpu`, or the name of the GPU that had a part. */
+  device: string;
   mode: FfnMode;
   context: number;
   batch: number;
@@ -40,6 +54,8 @@ export interface Speed {
   limit: ReadLimit;
   /** bytesPerSecond over the limit's. */
   share: number;
+  /** Null without one. */
+  gpu: GpuSpeed | null;
 }
 
 export type StepSeconds = EngineStats["partSeconds"] & { rest: number };
@@ -56,6 +72,8 @@ export interface Measured {
   speeds: Speed[];
   /** Of this process, mapped weights included, before the limit's buffer was allocated. */
   peakRss: number;
+  /** What was decoded, each after its prompt. */
+  texts: Int32Array[];
 }
 
 /** A buffer beyond any cache, and how long each measurement of bandwidth takes. */
@@ -106,10 +124,11 @@ export async function measureSpeed(model: OpenModel, options: SpeedOptions, cont
     for (const [mode, samples] of runs) {
       const bufferBytes = await bufferFor(samples[0]!, batch);
       const bandwidth = median(bandwidths.get(bufferBytes)!);
-      speeds.push(summarise(samples, { mode, context: length, batch }, tokens, bufferBytes, bandwidth));
+      const device = model.device.gpu?.name ?? "cpu";
+      speeds.push(summarise(samples, { device, mode, context: length, batch }, tokens, bufferBytes, bandwidth));
     }
   }
-  return { speeds, peakRss };
+  return { speeds, peakRss, texts };
 }
 
 /** Computes the first token after the beginning of a text. */
@@ -128,6 +147,24 @@ interface Run {
   bytes: EngineStats["bytes"];
   bytesPerToken: number;
   stepSeconds: StepSeconds;
+  gpu: GpuSpeed | null;
+}
+
+/** What both devices did while the last `tokens` tokens of a text were decoded after `context` others. */
+export async function traceDecoding(
+  model: OpenModel,
+  text: Int32Array,
+  { mode, context: length, tokens }: { mode: FfnMode; context: number; tokens: number },
+): Promise<TraceSpan[]> {
+  const sequences = [withContext(text, length, tokens)];
+  await prefill(model, sequences, length);
+  model.engine.setTracing(true);
+  try {
+    await decode(model, sequences, length, mode);
+    return model.engine.trace();
+  } finally {
+    model.engine.setTracing(false);
+  }
 }
 
 /** Computes the first `length` tokens of every text, one text after the other; returns the seconds that takes. */
@@ -149,20 +186,13 @@ async function decode(model: OpenModel, texts: readonly Int32Array[], length: nu
   const decodeSeconds = await timed(async () => {
     for (let at = length; at < texts[0]!.length; at++) await step(model, texts, { sequences, at, rows: 1, mode });
   });
-  const { rows, bytes: sums, partSeconds } = model.engine.stats();
+  const { rows, bytes: sums, partSeconds, gpu } = model.engine.stats();
   const bytes = mapValues(sums, (sum) => sum / rows);
   const steps = texts[0]!.length - length;
-  const rest = decodeSeconds - total(partSeconds);
+  const rest = decodeSeconds - totalOf(partSeconds);
   const stepSeconds = mapValues({ ...partSeconds, rest }, (seconds) => seconds / steps);
-  return { decodeSeconds, bytes, bytesPerToken: total(bytes), stepSeconds };
+  return { decodeSeconds, bytes, bytesPerToken: totalOf(bytes), stepSeconds, gpu: gpu ? gpuSpeed(gpu, rows) : null };
 }
-
-function mapValues<K extends string>(values: Record<K, number>, map: (value: number, key: K) => number) {
-  const entries = Object.entries<number>(values).map(([key, value]) => [key, map(value, key as K)]);
-  return Object.fromEntries(entries) as Record<K, number>;
-}
-
-const total = (values: Record<string, number>): number => Object.values(values).reduce((sum, value) => sum + value, 0);
 
 /** Bytes of the buffer whose bandwidth bounds a run: what a step reads if that stays in the last-level cache. */
 async function bufferFor({ bytesPerToken }: Run, batch: number): Promise<number> {
@@ -173,12 +203,12 @@ async function bufferFor({ bytesPerToken }: Run, batch: number): Promise<number>
 
 function summarise(
   runs: Run[],
-  what: Pick<Speed, "mode" | "context" | "batch">,
+  what: Pick<Speed, "device" | "mode" | "context" | "batch">,
   tokens: number,
   bufferBytes: number,
   bandwidth: number,
 ): Speed {
-  const { bytes, bytesPerToken, stepSeconds } = runs[0]!;
+  const { bytes, bytesPerToken, stepSeconds, gpu } = runs[0]!;
   const { context, batch } = what;
   const decodeTokensPerSecond = (batch * tokens) / median(runs.map((run) => run.decodeSeconds));
   const bytesPerSecond = bytesPerToken * decodeTokensPerSecond;
@@ -193,6 +223,7 @@ function summarise(
     bytesPerSecond,
     limit: { kind, bufferBytes, bytesPerSecond: bandwidth },
     share: bytesPerSecond / bandwidth,
+    gpu,
   };
 }
 

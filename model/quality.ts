@@ -25,7 +25,8 @@ export function qualityTokens(window: number, modes: number): number {
 /**
  * Runs every window densely and in each mode, teacher forced, every row computed as a decoded token would be (sparse
  * rows everywhere), and compares the logits at all positions that have a next token. Memory is bounded by a chunk of
- * logits a mode. Costs one dense pass and one sparse pass a mode, and the true activations of every sparse row.
+ * logits a mode. Costs one dense pass and one sparse pass a mode, and the true activations of every sparse row. A GPU does not
+ * compute those: of a model that has a part there the weighted recall is NaN.
  */
 export async function compareModes(
   model: OpenModel,
@@ -37,7 +38,8 @@ export async function compareModes(
   const tallies = new Map(modes.map((mode) => [mode, new Tally(model.config.nLayers)]));
   const total = windows.reduce((sum, tokens) => sum + tokens.length, 0);
   let done = 0;
-  model.engine.setRecallTracking(true);
+  const tracked = !model.device.gpu;
+  model.engine.setRecallTracking(tracked);
   try {
     for (const tokens of windows) {
       await compareWindow(model, tokens, window, tallies, context.signal);
@@ -49,7 +51,9 @@ export async function compareModes(
   }
   const qualities = new Map<FfnMode, ModeQuality>();
   for (const [mode, tally] of tallies) {
-    qualities.set(mode, { ...tally.quality(), bytesPerToken: await bytesPerToken(model, windows, mode) });
+    const quality = tally.quality();
+    const weightedRecall = tracked ? quality.weightedRecall : NaN;
+    qualities.set(mode, { ...quality, weightedRecall, bytesPerToken: await bytesPerToken(model, windows, mode) });
   }
   const first = tallies.values().next().value;
   return {
@@ -165,9 +169,9 @@ async function bytesPerToken(model: OpenModel, windows: readonly Int32Array[], m
     for (let at = prompt; at < Math.min(tokens.length, prompt + DECODED_TOKENS); at++) {
       await engine.step({ ...forcedStep(tokens, at, 1, mode, blocks, 0), outputs: Int32Array.of(0) });
     }
-    const stats = engine.stats();
-    bytes += Object.values(stats.bytes).reduce((a, b) => a + b, 0);
-    rows += stats.rows;
+    const { bytes: host, gpu, rows: computed } = engine.stats();
+    bytes += [...Object.values(host), ...Object.values(gpu?.bytes ?? {})].reduce((a, b) => a + b, 0);
+    rows += computed;
   }
   return bytes / rows;
 }

@@ -46,7 +46,7 @@ export async function measurement(modelBytes: number = PROBE_BYTES.usual): Promi
 const GPU_PROBE_BYTES = { cuda: 256 << 20, emulated: 64 << 10 };
 
 /** The GPU and its link, measured, or null where there is none. */
-async function measureGpu(): Promise<Pick<GpuHardware, "gpu" | "link"> | null> {
+export async function measureGpu(): Promise<Pick<GpuHardware, "gpu" | "link"> | null> {
   const device = native().device();
   if (!device.found) return null;
   const bytes = GPU_PROBE_BYTES[device.backend === "emulated" ? "emulated" : "cuda"];

@@ -49,6 +49,9 @@ export interface PlaceResult {
 
 const DEFAULT_CONTEXT = 4096;
 
+/** Of the rule by which parts go to the GPU: what an earlier one placed is placed again. 2: neurons with their predictor. */
+const RULE = 2;
+
 /**
  * Decides which neurons, attention layers, predictors and head live on the GPU, orders every layer's neurons hot first
  * and packs everything into one artifact. Throws `E_BUDGET`, `E_MISMATCH`, `E_QUALITY`, `E_CHECKSUM`, `E_HARDWARE` and what reading
@@ -63,7 +66,7 @@ export async function place(dir: string, options: PlaceOptions, context: StageCo
   const machine = file ? sha256(file.text) : machineName();
   const origin = provenance(
     "place",
-    { vram, ...(ram !== undefined && { ram }), contextTokens, solver, name, machine },
+    { rule: RULE, vram, ...(ram !== undefined && { ram }), contextTokens, solver, name, machine },
     inputs.hashes,
   );
 

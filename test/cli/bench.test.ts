@@ -1,9 +1,11 @@
-import { mkdtemp, rm } from "node:fs/promises";
+import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { Speed } from "../../model/measure.ts";
-import { CONFIG, FAST_GPU, writePlaced } from "../place/working-dir.ts";
+import type { LayerTrace } from "../../model/trace.ts";
+import type { GpuMemory } from "../../native/index.ts";
+import { budgetFor, CONFIG, FAST_GPU, writePlaced } from "../place/working-dir.ts";
 import { inProcess } from "./in-process.ts";
 import { pi, piJson } from "./pi.ts";
 
@@ -18,10 +20,15 @@ afterAll(() => rm(dir, { recursive: true }));
 
 interface Report {
   speeds: (Speed & { predictedTokensPerSecond: number | null; predictionError: number | null })[];
-  predicted: { tokensPerSecond: number; hardware: string } | null;
-  loadSeconds: number;
-  firstTokenSeconds: number;
-  peakRss: number;
+  devices: {
+    device: string;
+    loadSeconds: number;
+    firstTokenSeconds: number;
+    peakRss: number;
+    placed: { tokensPerSecond: number; hardware: string } | null;
+    gpu: { memory: GpuMemory; budget: number } | null;
+    trace: { path: string; layers: LayerTrace[] } | null;
+  }[];
 }
 
 const SHORT = ["--tokens", "5", "--repeats", "1", "--threads", "1"];
@@ -55,9 +62,10 @@ describe("pi bench", () => {
     expect(dense!.bytes.ffn).toBe(CONFIG.nLayers * CONFIG.nNeurons * 3 * CONFIG.dim * 4);
     expect(exact!.bytes.ffn).toBeLessThan(dense!.bytes.ffn);
     expect(predictor!.bytes.predictor).toBeGreaterThan(0);
-    expect(report.predicted).toMatchObject({ hardware: FAST_GPU.name });
-    expect(report.firstTokenSeconds).toBeGreaterThan(report.loadSeconds);
-    expect(report.peakRss).toBeGreaterThan(1 << 20);
+    const [cpu] = report.devices;
+    expect(cpu).toMatchObject({ device: "cpu", placed: { hardware: FAST_GPU.name }, gpu: null, trace: null });
+    expect(cpu!.firstTokenSeconds).toBeGreaterThan(cpu!.loadSeconds);
+    expect(cpu!.peakRss).toBeGreaterThan(1 << 20);
   });
 
   test("measures every context with every batch: long contexts read more KV, a batch shares what it reads", async () => {
@@ -91,6 +99,54 @@ describe("pi bench", () => {
     expect(stdout).toMatch(/^mode +context +batch +in all +embed +attention +kv +predictor +ffn +head$/m);
     expect(stdout).toMatch(/^mode +context +batch +attention +kv +ffn +head +rest$/m);
     expect(stdout).toMatch(/^loaded and verified in .*, first token after .*, peak memory /m);
+  });
+
+  test("measures CPU and GPU in one run, with the GPU's share, memory by part, a trace and what was predicted", async () => {
+    const vram = 2 ** 24 + (await budgetFor(at("model"), 0.5, 256));
+    const devices = ["--device", "cpu", "gpu", "--vram", String(vram), "--trace", at("trace.json")];
+    const args = ["bench", at("x.pi"), ...devices, "--mode", "predictor", "--context", "0", ...SHORT];
+    const emulated = { PI_DEVICE: "emulated" };
+    const { code, stdout, stderr } = await pi([...args, "--json"], emulated);
+    expect([code, stderr]).toEqual([
+      0,
+      expect.stringMatching(/^pi: emulated device: .* of .* for \d+ neurons, attention of/m),
+    ]);
+    const { speeds, devices: runs } = JSON.parse(stdout) as Report;
+    expect(speeds.map(({ device }) => device)).toEqual(["cpu", "emulated device"]);
+    const [cpu, gpu] = speeds;
+    expect(cpu!.gpu).toBeNull();
+    expect(gpu!.gpu!.neuronShare).toBeGreaterThan(0.1);
+    expect(gpu!.gpu!.neuronShare).toBeLessThan(1);
+    expect(gpu!.gpu!.bytesPerToken).toBeGreaterThan(0);
+    // What the CPU has left is read by the CPU.
+    expect(gpu!.bytes.ffn).toBeLessThan(cpu!.bytes.ffn);
+    expect(gpu!.gpu!.transfers).toBeGreaterThan(0);
+    expect(gpu!.predictedTokensPerSecond).toBeGreaterThan(0);
+    const { memory, budget } = runs[1]!.gpu!;
+    const { total, ...parts } = memory;
+    expect(total).toBe(Object.values(parts).reduce((a, b) => a + b));
+    expect([budget, total <= budget]).toEqual([vram, true]);
+
+    expect(runs[0]!.trace).toBeNull();
+    const { layers } = runs[1]!.trace!;
+    expect(layers).toHaveLength(CONFIG.nLayers);
+    expect(layers.some(({ gpuSeconds, transfers }) => gpuSeconds > 0 && transfers > 0)).toBe(true);
+    expect(layers.some(({ cpuSeconds }) => cpuSeconds > 0)).toBe(true);
+    const trace = JSON.parse(await readFile(at("trace.json"), "utf8")) as {
+      traceEvents: { ph: string; tid: number }[];
+    };
+    const threads = new Set(trace.traceEvents.filter(({ ph }) => ph === "X").map(({ tid }) => tid));
+    expect([...threads].sort()).toEqual([1, 2]);
+  });
+
+  test("refuses a trace of the CPU alone, and a GPU that is not there", async () => {
+    const none = await inProcess(["bench", at("x.pi"), "--device", "cpu", "--trace", at("no.json"), ...SHORT]);
+    expect(none).toMatchObject({ code: 1, stderr: expect.stringContaining("--trace: expected a model") as string });
+    const gone = await pi(["bench", at("x.pi"), "--device", "gpu", ...SHORT], { PI_DEVICE: "none" });
+    expect(gone).toMatchObject({
+      code: 1,
+      stderr: expect.stringMatching(/^pi: --device gpu: .* \[E_DEVICE\]\n$/) as string,
+    });
   });
 
   test("refuses a mode that the model does not have, and more tokens than its context", async () => {

@@ -1,8 +1,10 @@
 import type { Placement } from "../../../formats/placement.ts";
+import { partBytes } from "../../../model/gpu-memory.ts";
+import { defaultKvType } from "../../../model/kv-type.ts";
 import { formatBytes } from "../../output.ts";
 import { percent } from "../../place.ts";
 import { bar, drawing, HALF_WIDTH, label, rule, xAxis, type Picture } from "../chart.ts";
-import { headBytes, layerBytes, type Contents, type Weights } from "../contents.ts";
+import type { Contents, Weights } from "../contents.ts";
 import { element, type Markup } from "../markup.ts";
 import { bytes, type Scale } from "../scale.ts";
 
@@ -54,14 +56,11 @@ export const VRAM_MISSING = {
   missing: "Nothing is planned for a GPU: pi place with a --vram above 0 does that.",
 };
 
-/** What the GPU holds; weights by what they are for, as far as the sizes in the file account for them. */
+/** What the GPU holds; weights by what they are for, as far as their sizes there account for them. */
 function partsOf({ memory, layers, head }: Placement, model: Weights): Part[] {
-  const { nNeurons } = model.config;
-  const neurons = layers.reduce(
-    (sum, { gpuNeurons }, l) => sum + (gpuNeurons / nNeurons) * layerBytes(model, l).neurons,
-    0,
-  );
-  const headSize = head ? headBytes(model) : 0;
+  const parts = partBytes(model, { type: defaultKvType(model.dtype), blocks: 0 });
+  const neurons = layers.reduce((sum, { gpuNeurons }, l) => sum + gpuNeurons * parts.layers[l]!.neuron, 0);
+  const headSize = head ? parts.head : 0;
   const rest = memory.weights - neurons - headSize;
   const weights =
     rest >= -0.5

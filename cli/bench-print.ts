@@ -1,0 +1,159 @@
+/** What `pi bench` found, as tables. */
+import type { PlacementSpeed } from "../formats/placement.ts";
+import type { GpuSplit } from "../model/gpu-fit.ts";
+import type { Speed } from "../model/measure.ts";
+import type { LayerTrace } from "../model/trace.ts";
+import type { FfnMode, GpuMemory } from "../native/index.ts";
+import type { ForecastSpeed } from "./bench-forecast.ts";
+import { formatBytes, formatNumber, formatSeconds, printTable } from "./output.ts";
+import { percent } from "./place.ts";
+
+/** One device, opened and measured. */
+export interface DeviceRun {
+  /** `cpu`, or the name of the GPU that had a part. */
+  device: string;
+  loadSeconds: number;
+  firstTokenSeconds: number;
+  peakRss: number;
+  gpu: { memory: GpuMemory; budget: number; split: GpuSplit } | null;
+  /** What `pi place` predicted, and for which machine; null for what is no artifact. */
+  placed: (PlacementSpeed & { hardware: string }) | null;
+  /** Where a trace was written, of what, and what it says of each layer. */
+  trace: { path: string; mode: FfnMode; context: number; tokens: number; layers: LayerTrace[] } | null;
+}
+
+export interface BenchReport {
+  model: string;
+  isa: string;
+  threads: number;
+  tokens: number;
+  repeats: number;
+  devices: DeviceRun[];
+  speeds: ForecastSpeed[];
+}
+
+const write = (...lines: string[]): void => void process.stdout.write(lines.map((line) => `${line}\n`).join(""));
+
+export function printBench(report: BenchReport): void {
+  const { speeds, devices } = report;
+  const several = devices.length > 1 || devices.some(({ gpu }) => gpu);
+  const table = (header: string[], rows: readonly ForecastSpeed[], cells: (speed: ForecastSpeed) => string[]) =>
+    printTable(
+      [...(several ? ["device"] : []), "mode", "context", "batch", ...header],
+      rows.map((speed) =>
+        [...(several ? [speed.device] : []), speed.mode, speed.context, speed.batch as string | number].concat(
+          cells(speed),
+        ),
+      ),
+    );
+  table(["prefill tok/s", "decode tok/s", "GB/s", "limit GB/s", "share of it", "limit"], speeds, (s) => [
+    formatNumber(s.prefillTokensPerSecond ?? NaN),
+    formatNumber(s.decodeTokensPerSecond),
+    formatNumber(s.bytesPerSecond / 1e9),
+    formatNumber(s.limit.bytesPerSecond / 1e9),
+    percent(s.share),
+    describeLimit(s),
+  ]);
+  write("", "read per decoded token");
+  table(["in all", ...Object.keys(speeds[0]!.bytes)], speeds, (s) =>
+    [s.bytesPerToken, ...Object.values(s.bytes)].map(formatBytes),
+  );
+  const hybrid = speeds.filter(({ gpu }) => gpu);
+  if (hybrid.length > 0) {
+    write("", "read per decoded token by the GPU");
+    table(["in all", ...Object.keys(hybrid[0]!.gpu!.bytes)], hybrid, ({ gpu }) =>
+      [gpu!.bytesPerToken, ...Object.values(gpu!.bytes)].map(formatBytes),
+    );
+    write("", "both devices, per decoded token");
+    table(["GPU's neurons", "of those that fired", "transfers", "bytes", "waits", "waited ms"], hybrid, ({ gpu }) => [
+      percent(gpu!.neuronShare),
+      percent(gpu!.firedShare),
+      formatNumber(gpu!.transfers),
+      formatBytes(gpu!.transferBytes),
+      formatNumber(gpu!.waits),
+      (1000 * gpu!.waitSeconds).toFixed(2),
+    ]);
+  }
+  write("", "milliseconds of a step (ffn with its predictor)");
+  table(Object.keys(speeds[0]!.stepSeconds), speeds, (s) =>
+    Object.values(s.stepSeconds).map((seconds) => (1000 * seconds).toFixed(2)),
+  );
+  for (const { trace } of devices) if (trace) printTrace(trace);
+  write("", ...describeForecasts(speeds), ...describeRatios(speeds));
+  write(
+    `${report.model}: ${report.threads} threads, ${report.isa}, ${report.tokens} tokens decoded, medians of ${report.repeats}`,
+    ...devices.flatMap((device) => describeDevice(device, several)),
+    ...describePlaced(devices[0]!),
+  );
+}
+
+function printTrace({ path, mode, context, tokens, layers }: NonNullable<DeviceRun["trace"]>): void {
+  const us = (seconds: number): string => formatNumber(seconds * 1e6);
+  write("", `per token and layer, ${mode}, context ${context}, launched one by one (µs; ${tokens} tokens in ${path})`);
+  printTable(
+    ["layer", "transfers", "CPU waits", "CPU waited", "GPU waited", "CPU worked", "GPU worked", "both at neurons"],
+    layers.map((layer) => [
+      String(layer.layer),
+      formatNumber(layer.transfers),
+      formatNumber(layer.waits),
+      us(layer.cpuWaitSeconds),
+      us(layer.gpuWaitSeconds),
+      us(layer.cpuSeconds),
+      us(layer.gpuSeconds),
+      layer.overlap === null ? "–" : percent(layer.overlap),
+    ]),
+  );
+}
+
+/** One line for each that there is a prediction for. */
+function describeForecasts(speeds: readonly ForecastSpeed[]): string[] {
+  return speeds.flatMap(({ device, mode, context, gpu, decodeTokensPerSecond, ...prediction }) => {
+    const { predictedTokensPerSecond, predictionError } = prediction;
+    if (predictedTokensPerSecond === null) return [];
+    const where = gpu ? `${device}, ` : "";
+    return [
+      `predicted ${formatNumber(predictedTokensPerSecond)} tokens/s (${where}${mode}, context ${context}), ` +
+        `measured ${formatNumber(decodeTokensPerSecond)}: ${predictionError! < 0 ? "" : "+"}${percent(predictionError!)}`,
+    ];
+  });
+}
+
+/** The GPU against the CPU alone, wherever both were measured. */
+function describeRatios(speeds: readonly Speed[]): string[] {
+  return speeds.flatMap((speed) => {
+    if (!speed.gpu) return [];
+    const { mode, context, batch } = speed;
+    const same = (other: Speed) => other.mode === mode && other.context === context && other.batch === batch;
+    const alone = speeds.find((other) => !other.gpu && same(other));
+    if (!alone) return [];
+    const ratio = speed.decodeTokensPerSecond / alone.decodeTokensPerSecond;
+    return [
+      `${speed.device} and CPU: ${formatNumber(ratio)} × the CPU alone (${mode}, context ${context}, batch ${batch})`,
+    ];
+  });
+}
+
+function describeDevice({ device, gpu, ...run }: DeviceRun, several: boolean): string[] {
+  const { loadSeconds, firstTokenSeconds, peakRss } = run;
+  const lines = [
+    `${several ? `${device}: ` : ""}loaded and verified in ${formatSeconds(loadSeconds)}, first token after ${formatSeconds(firstTokenSeconds)}, peak memory ${formatBytes(peakRss)}`,
+  ];
+  if (gpu) {
+    const { total, ...parts } = gpu.memory;
+    const each = Object.entries(parts).map(([part, bytes]) => `${part} ${formatBytes(bytes)}`);
+    lines.push(`${device}: ${formatBytes(total)} of ${formatBytes(gpu.budget)}: ${each.join(", ")}`);
+  }
+  return lines;
+}
+
+function describePlaced({ placed }: DeviceRun): string[] {
+  if (!placed) return [];
+  const { hardware, tokensPerSecond, cpuOnlyTokensPerSecond } = placed;
+  return [
+    `predicted for ${hardware}: ${formatNumber(tokensPerSecond)} tokens/s as placed, ${formatNumber(cpuOnlyTokensPerSecond)} on the CPU alone`,
+  ];
+}
+
+function describeLimit({ limit }: Speed): string {
+  return limit.kind === "memory" ? "memory" : `last-level cache, ${formatBytes(limit.bufferBytes)}`;
+}

@@ -9,7 +9,7 @@ import { WEIGHT_DTYPES } from "../formats/dtypes.ts";
 import type { Cpu } from "../formats/hardware.ts";
 import { forecast, medianForecast, tokensPerSecond, type Forecast } from "../place/forecast.ts";
 import { measurement } from "../place/hardware.ts";
-import { measureCpu } from "../place/measure-cpu.ts";
+import { measureCpu } from "../model/measure-cpu.ts";
 import { FFN_MODE, native, type FfnMode, type KvType } from "../native/index.ts";
 import { kvTypeOption } from "./kv-type.ts";
 import { formatBytes, formatNumber, formatSeconds, printJson, printTable, stageContext } from "./output.ts";

@@ -127,7 +127,8 @@ struct Project {
 };
 
 // The same as a matrix product, for prompts: T large. With `transposed`, y[t] = x[t] · W instead: y [T, w.cols], x [T, w.rows]
-// (down projections). x in f32; sums within 1e-4 of the row's norms. `workspace` holds gemm_workspace() bytes.
+// (down projections). x in f32; sums within 1e-4 of the row's norms. `workspace` holds gemm_workspace() bytes,
+// which of more rows are enough for fewer. A row's result depends on no other row.
 struct Gemm {
   DeviceMatrix w;
   bool transposed = false;

@@ -31,7 +31,7 @@ __device__ __forceinline__ unsigned wanting(const Neurons& a, int t0, int neuron
 // act[t] of a neuron for kT rows; 0 where its bit of `wanted` is not set. Every warp of the block calls.
 template <DType kType, int kT>
 __device__ __forceinline__ void compute(const Neurons& a, Staged<kType, kT>& x, int neuron, size_t slot, unsigned wanted, float (&act)[kT]) {
-  constexpr int kUnroll = kT > 2 ? 4 : 8;
+  constexpr int kUnroll = kT > (Weights<kType>::kBlocks ? 1 : 2) ? 4 : 8;  // as registers allow
   const bool gated = a.gate.rows > 0;
   bool idle = wanted == 0;
   float sum[1][kT];

@@ -1,8 +1,8 @@
 // Kernels of decoding on the GPU, in GB/s of weights, and as a share of what the device reads at best.
 //   PI_DEVICE=cuda build/Release/pi_device_bench [megabytes of weights] [dim] [neurons]
 // Without shapes those of models of 7 and 13 billion parameters; on the emulator tiny ones, whose speed means nothing.
-// Weights are read from memory, not from L2: a pass goes through all of them before it comes back. Best of several passes,
-// by the device's clock. The last line is JSON.
+// Weights are read from memory, not from L2: a pass goes through all of them before it comes back. Best of several
+// passes, by the device's clock. The last line is JSON.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -68,7 +68,8 @@ class Bench {
   }
   void print_json() const {
     const DeviceInfo& info = device_.info();
-    std::printf("{\"device\":\"%s\",\"backend\":\"%s\",\"readGBs\":%.1f,\"kernels\":[%s]}\n", info.name.c_str(), info.backend.c_str(), bandwidth_, json_.c_str());
+    std::printf("{\"device\":\"%s\",\"backend\":\"%s\",\"readGBs\":%.1f,\"kernels\":[%s]}\n", info.name.c_str(),
+                info.backend.c_str(), bandwidth_, json_.c_str());
   }
 
  private:
@@ -80,7 +81,8 @@ class Bench {
     for (uint8_t& byte : some) byte = random() & 0x3b;
     void* const host = device_.allocate_host(some.size());
     std::memcpy(host, some.data(), some.size());
-    for (size_t at = 0; at < pool_bytes_; at += some.size()) device_.upload(Queue::kCompute, pool_ + at, host, std::min(some.size(), pool_bytes_ - at));
+    for (size_t at = 0; at < pool_bytes_; at += some.size())
+      device_.upload(Queue::kCompute, pool_ + at, host, std::min(some.size(), pool_bytes_ - at));
     device_.synchronize(Queue::kCompute);
     device_.free_host(host);
   }
@@ -104,20 +106,26 @@ class Bench {
   // GB/s at which all of the pool is read by loads that nothing waits for.
   double sweep() {
     uint32_t* const out = device_array<uint32_t>(device_, 1);
-    const double seconds = best([&] { k_.sweep(device_.stream(), {reinterpret_cast<const uint32_t*>(pool_), pool_bytes_ / 16 * 4, out}); });
-    std::printf("%s (%s): reads %.0f GB/s\n\n%-22s %-5s %12s %4s %10s %10s %8s %6s\n", device_.info().name.c_str(), device_.info().backend.c_str(), pool_bytes_ / seconds / 1e9,
-                "kernel", "type", "shape", "rows", "MB", "us", "GB/s", "share");
+    const double seconds = best([&] {
+      k_.sweep(device_.stream(), {reinterpret_cast<const uint32_t*>(pool_), pool_bytes_ / 16 * 4, out});
+    });
+    std::printf("%s (%s): reads %.0f GB/s\n\n%-22s %-5s %12s %4s %10s %10s %8s %6s\n", device_.info().name.c_str(),
+                device_.info().backend.c_str(), pool_bytes_ / seconds / 1e9, "kernel", "type", "shape", "rows", "MB",
+                "us", "GB/s", "share");
     return pool_bytes_ / seconds / 1e9;
   }
 
   void report(const char* kernel, const Shape& shape, DType type, int rows, double bytes, double seconds) {
     const char* const name = type == DType::kF16 ? "f16" : "q4_0";
     const double speed = bytes / seconds / 1e9;
-    std::printf("%-22s %-5s %6d %5d %4d %10.2f %10.2f %8.1f %5.0f%%\n", kernel, name, shape.dim, shape.neurons, rows, bytes / 1e6, seconds * 1e6, speed, 100 * speed / bandwidth_);
+    std::printf("%-22s %-5s %6d %5d %4d %10.2f %10.2f %8.1f %5.0f%%\n", kernel, name, shape.dim, shape.neurons, rows,
+                bytes / 1e6, seconds * 1e6, speed, 100 * speed / bandwidth_);
     std::fflush(stdout);
     char line[256];
-    std::snprintf(line, sizeof line, "%s{\"kernel\":\"%s\",\"type\":\"%s\",\"dim\":%d,\"neurons\":%d,\"rows\":%d,\"bytes\":%.0f,\"us\":%.3f,\"GBs\":%.1f}", json_.empty() ? "" : ",", kernel,
-                  name, shape.dim, shape.neurons, rows, bytes, seconds * 1e6, speed);
+    std::snprintf(line, sizeof line,
+                  "%s{\"kernel\":\"%s\",\"type\":\"%s\",\"dim\":%d,\"neurons\":%d,\"rows\":%d,\"bytes\":%.0f,\"us\":%."
+                  "3f,\"GBs\":%.1f}",
+                  json_.empty() ? "" : ",", kernel, name, shape.dim, shape.neurons, rows, bytes, seconds * 1e6, speed);
     json_ += line;
   }
 
@@ -140,13 +148,15 @@ class Bench {
     const double seconds = best([&] {
       for (size_t set = 0; set < count; ++set) {
         Project a;
-        for (int o = 0; o < 3; ++o) a.outputs[o] = {matrix(type, shape.dim, shape.dim, 3 * set + o), nullptr, y + size_t(o) * rows * shape.dim};
+        for (int o = 0; o < 3; ++o)
+          a.outputs[o] = {matrix(type, shape.dim, shape.dim, 3 * set + o), nullptr, y + size_t(o) * rows * shape.dim};
         a.x = input(shape.dim), a.rows = rows;
         k_.project(device_.stream(), a);
       }
     });
     device_.free(y);
-    report("project (q, k, v)", shape, type, rows, 3.0 * shape.dim * device_row_bytes(type, shape.dim), seconds / count);
+    report("project (q, k, v)", shape, type, rows, 3.0 * shape.dim * device_row_bytes(type, shape.dim),
+           seconds / count);
   }
 
   // `percent` of the neurons, evenly spread, all of which fire; as many disjoint lists as there are.
@@ -156,6 +166,7 @@ class Bench {
     for (int l = 0; l < lists; ++l) {
       for (int i = l; i < n; i += lists) neurons.push_back(i), ++counts[l];
     }
+    neurons.resize(2 * neurons.size());  // a list has room for all neurons, wherever it begins
     int32_t* const device_lists = device_array(device_, neurons);
     int32_t* const device_counts = device_array(device_, counts);
     float* const open = device_array(device_, std::vector<float>(n, 1e6f));
@@ -172,18 +183,21 @@ class Bench {
                    a.gate_bias = open, a.list = device_lists + at, a.count = device_counts + l, a.n_neurons = n;
                    a.x = input(shape.dim), a.rows = rows, a.act = act, a.active = active;
                    k_.neurons(device_.stream(), a);
-                   if (with_down) k_.down(device_.stream(), {matrix(type, n, shape.dim, 3 * layer + 2), nullptr, active, act, n, rows, kParts, parts});
+                   if (with_down)
+                     k_.down(device_.stream(),
+                             {matrix(type, n, shape.dim, 3 * layer + 2), nullptr, active, act, n, rows, kParts, parts});
                  }
                }
              }) /
              (double(layers) * lists);
     };
-    const double both = pass(true), first = pass(false), row_bytes = double(device_row_bytes(type, shape.dim)) * n / lists;
+    const double both = pass(true), first = pass(false),
+                 row_bytes = double(device_row_bytes(type, shape.dim)) * n / lists;
     const std::string share = " of " + std::to_string(percent) + " %";
     report(("neurons" + share).c_str(), shape, type, rows, 2 * row_bytes, first);
     report(("neurons, down" + share).c_str(), shape, type, rows, 3 * row_bytes, both);
-    for (void* memory : {static_cast<void*>(device_lists), static_cast<void*>(device_counts), static_cast<void*>(open), static_cast<void*>(act), static_cast<void*>(active),
-                         static_cast<void*>(parts)}) {
+    for (void* memory : {static_cast<void*>(device_lists), static_cast<void*>(device_counts), static_cast<void*>(open),
+                         static_cast<void*>(act), static_cast<void*>(active), static_cast<void*>(parts)}) {
       device_.free(memory);
     }
   }

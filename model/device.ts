@@ -1,20 +1,10 @@
 /** Which device computes an opened model, and what of the model it gets. */
 import { check, PiError } from "../formats/errors.ts";
-import type { Placement } from "../formats/placement.ts";
 import { native, type DeviceReport, type GpuMemory, type GpuOptions, type OpenOptions } from "../native/index.ts";
 import { readArtifact, type Artifact } from "./artifact.ts";
 import { isSparse } from "./config.ts";
-import {
-  allOnGpu,
-  fitSteps,
-  leastMemory,
-  placedOnGpu,
-  splitOfSteps,
-  stepsOf,
-  type GpuSplit,
-  type Step,
-} from "./gpu-fit.ts";
-import { GPU_ROWS, gpuMemory, isEmpty, partBytes } from "./gpu-memory.ts";
+import { allOnGpu, fitSteps, leastMemory, placedOnGpu, stepsOf, type GpuSplit, type Step } from "./gpu-fit.ts";
+import { GPU_ROWS, isEmpty, partBytes, type PartBytes } from "./gpu-memory.ts";
 import type { ModelFile } from "./model-file.ts";
 
 /** `auto`: the GPU where there is one and the artifact was placed for one. */
@@ -45,28 +35,22 @@ export interface DeviceUse {
   missing?: string;
 }
 
-type Found = Extract<DeviceReport, { found: true }>;
-
-/** What this machine has. */
-export function findDevice(): DeviceReport {
-  return native().device?.() ?? { found: false, reason: "this build has no GPU part" };
+/** A GPU that a model is to run on, and what says which parts of it; `missing`: one was placed for, and there is none. */
+export interface WantedGpu {
+  found?: Extract<DeviceReport, { found: true }>;
+  artifact?: Artifact;
+  missing?: string;
 }
 
-/**
- * The GPU that a model is to run on, with the placement to begin from; `missing` where it was placed for one and there is
- * none. Throws `E_DEVICE` where a GPU was insisted on and cannot be had.
- */
-export function wantedGpu(
-  file: ModelFile,
-  { device = "auto", vram }: DeviceOptions,
-): { found?: Found; artifact?: Artifact; missing?: string } {
+/** Looks for a GPU where one is wanted. Throws `E_DEVICE` where one was insisted on and cannot be had. */
+export function wantedGpu(file: ModelFile, { device = "auto", vram }: DeviceOptions): WantedGpu {
   const insisted = device === "gpu";
   check(!insisted || vram !== 0, "E_DEVICE", "--device gpu with --vram 0: expected memory for the GPU, got none");
   if (device === "cpu" || vram === 0) return {};
   const asked = insisted || vram !== undefined;
   if (file.format !== "artifact") {
     const path = `${file.path}: expected an artifact, which says what a GPU gets (pi place makes one)`;
-    check(!asked, "E_DEVICE", `${path}, found a directory`);
+    check(!asked, "E_DEVICE", `${path}, found a converted model`);
     return {};
   }
   const artifact = readArtifact(file);
@@ -77,7 +61,7 @@ export function wantedGpu(
     "E_DEVICE",
     `${file.path}: was placed for the CPU alone; --vram <SIZE> says what of the GPU's memory it may take`,
   );
-  const report = findDevice();
+  const report = native().device();
   if (report.found) return { found: report, artifact };
   check(!insisted, "E_DEVICE", `--device gpu: ${report.reason}`);
   return { missing: `no GPU: ${report.reason}` };
@@ -93,20 +77,27 @@ export function placedContext({ provenance }: ModelFile): number | undefined {
  * Decides what the GPU gets of a model that `options` opens: what was placed, or as much as is worth most and fits the memory
  * that is there. Throws `E_DEVICE`, and `E_VRAM` with the numbers where a GPU was asked for and nothing fits.
  */
-export function planDevice(file: ModelFile, options: OpenOptions, wanted: DeviceOptions): DeviceUse {
-  const { found, artifact, missing } = wantedGpu(file, wanted);
+export function planDevice(
+  file: ModelFile,
+  options: OpenOptions,
+  { found, artifact, missing }: WantedGpu,
+  wanted: DeviceOptions,
+): DeviceUse {
   if (!found || !artifact) return missing === undefined ? {} : { missing };
   const parts = partBytes(file, { type: options.kvType, blocks: options.kvBlocks });
-  const steps = stepsFor(file, artifact, parts, wanted.vram);
   const budget = Math.min(wanted.vram ?? artifact.placement.vramBudget, found.freeBytes + found.contextBytes);
   const count = (split: GpuSplit): GpuMemory =>
-    withContext(gpuMemory({ ...options, gpu: gpuOptions(split, budget) }), found.contextBytes);
+    withContext(native().gpuMemory({ ...options, gpu: gpuOptions(split, budget) }), found.contextBytes);
   const { nLayers } = file.config;
+  const use = (split: GpuSplit, memory: GpuMemory, reduced: boolean): DeviceUse => {
+    return { gpu: { name: found.name, split, memory, budget, reduced } };
+  };
+  const whole = startOf(file, artifact, parts, wanted.vram);
+  const memory = count(whole);
+  if (memory.total <= budget) return use(whole, memory, false);
+  const steps = stepsTo(whole, file, artifact, parts);
   const split = fitSteps(steps, nLayers, budget, (of) => (isEmpty(of) ? 0 : count(of).total));
-  if (!isEmpty(split)) {
-    const reduced = !sameSplit(split, splitOfSteps(steps, nLayers));
-    return { gpu: { name: found.name, split, memory: count(split), budget, reduced } };
-  }
+  if (!isEmpty(split)) return use(split, count(split), true);
   const least = leastMemory(steps, nLayers, count);
   const needs = `expected at least ${least.total} bytes of GPU memory (context ${least.context}, scratch ${least.scratch}, the least part of the model ${least.total - least.context - least.scratch})`;
   const has = `got ${budget} (${found.freeBytes} free on ${found.name})`;
@@ -114,22 +105,18 @@ export function planDevice(file: ModelFile, options: OpenOptions, wanted: Device
   return { missing: `${needs}, ${has}` };
 }
 
-/** The steps to what was placed, or to all of the model where more memory may be taken than it was placed for. */
-function stepsFor(
-  file: ModelFile,
-  { placement, activity, predictors }: Artifact,
-  parts: ReturnType<typeof partBytes>,
-  vram: number | undefined,
-): Step[] {
-  const { nNeurons, activation } = file.config;
-  const { hardware } = placement;
-  const mode = predictors ? "predictor" : isSparse(activation) ? "exact" : "dense";
-  const more = vram !== undefined && vram > placement.vramBudget;
-  const start = more || isNothing(placement) ? allOnGpu(parts, nNeurons) : placedOnGpu(placement, parts);
-  return stepsOf(start, { parts, nNeurons, activity, mode, hardware });
+/** What was placed, or all of the model where more memory may be taken than it was placed for. */
+function startOf(file: ModelFile, { placement }: Artifact, parts: PartBytes, vram: number | undefined): GpuSplit {
+  const more = placement.memory.total === 0 || (vram !== undefined && vram > placement.vramBudget);
+  return more ? allOnGpu(parts, file.config.nNeurons) : placedOnGpu(placement, parts);
 }
 
-const isNothing = ({ memory }: Placement): boolean => memory.total === 0;
+function stepsTo(split: GpuSplit, file: ModelFile, artifact: Artifact, parts: PartBytes): Step[] {
+  const { nNeurons, activation } = file.config;
+  const { placement, activity, predictors } = artifact;
+  const mode = predictors ? "predictor" : isSparse(activation) ? "exact" : "dense";
+  return stepsOf(split, { parts, nNeurons, activity, mode, hardware: placement.hardware });
+}
 
 /** What the engine is told. */
 export const gpuOptions = (split: GpuSplit, vramBytes: number): GpuOptions => {
@@ -141,21 +128,12 @@ function withContext({ total, context, ...parts }: GpuMemory, contextBytes: numb
   return { ...parts, context: contextBytes, total: total - context + contextBytes };
 }
 
-const sameSplit = (a: GpuSplit, b: GpuSplit): boolean =>
-  a.head === b.head &&
-  a.layers.every(
-    (layer, l) =>
-      layer.neurons === b.layers[l]!.neurons &&
-      layer.attention === b.layers[l]!.attention &&
-      layer.predictor === b.layers[l]!.predictor,
-  );
-
 /**
  * The error for an engine that could not be opened: where the GPU's memory went to somebody else meanwhile, what was asked,
  * what is free, and what would fit.
  */
 export function openingError(path: string, error: Error, gpu: GpuUse | undefined): PiError {
-  const now = gpu && findDevice();
+  const now = gpu && native().device();
   const asked = gpu ? gpu.memory.total - gpu.memory.context : 0;
   if (!gpu || !now?.found || now.freeBytes >= asked) return new PiError("E_ENGINE", `${path}: ${error.message}`);
   const { name, freeBytes, contextBytes } = now;

@@ -12,6 +12,9 @@ import type { LayerPartBytes, PartBytes } from "./gpu-memory.ts";
 export type GpuSplit = Pick<GpuOptions, "layers" | "head">;
 type GpuLayer = GpuOptions["layers"][number];
 
+/** Steps of one layer's neurons at most: finer ones take longer to sort than they are worth. */
+const MAX_BATCHES = 128;
+
 /** What decides how much of a part's bytes a token reads. */
 export interface Known {
   parts: PartBytes;
@@ -33,6 +36,8 @@ export interface Step {
   /** Bytes on the GPU, and bytes that a token then reads there instead of in main memory, less what exchanges cost. */
   size: number;
   value: number;
+  /** value / size */
+  density: number;
 }
 
 /** What a placement puts on the GPU. Those of earlier versions had neurons there without the layer's predictor. */
@@ -63,7 +68,7 @@ export function stepsOf(split: GpuSplit, known: Known): Step[] {
   const { parts } = known;
   const exchange = exchangeBytes(known.hardware);
   const whole = (layer: number, part: Step["part"], size: number, read: number): Step => {
-    return { layer, part, neurons: 0, predictor: false, size, value: read - exchange };
+    return makeStep({ layer, part, neurons: 0, predictor: false }, size, read - exchange);
   };
   const steps = split.layers.flatMap((placed, layer) => {
     const bytes = parts.layers[layer]!;
@@ -73,10 +78,12 @@ export function stepsOf(split: GpuSplit, known: Known): Step[] {
     return [...whether, ...ffnSteps(placed, layer, bytes, known, exchange)];
   });
   if (split.head) steps.push(whole(-1, "head", parts.head, parts.head));
-  return steps.sort((a, b) => density(b) - density(a));
+  return steps.sort((a, b) => b.density - a.density);
 }
 
-const density = ({ size, value }: Step): number => value / size;
+const makeStep = (of: Omit<Step, "size" | "value" | "density">, size: number, value: number): Step => {
+  return { ...of, size, value, density: value / size };
+};
 
 /** The bytes that could be read in the time of an exchange, by what is gained on each that the GPU reads. */
 function exchangeBytes({ cpu, gpu, link }: Known["hardware"]): number {
@@ -93,24 +100,25 @@ function ffnSteps(
   exchange: number,
 ): Step[] {
   const steps: Step[] = [];
-  const add = (step: Step): void => {
-    for (let last = steps.at(-1); last && density(step) > density(last); last = steps.at(-1)) {
-      step = { ...step, size: step.size + last.size, value: step.value + last.value };
+  const add = (upTo: number, size: number, value: number): void => {
+    let next = makeStep({ layer, part: "ffn", neurons: upTo, predictor }, size, value);
+    for (let last = steps.at(-1); last && next.density > last.density; last = steps.at(-1)) {
+      next = makeStep(next, next.size + last.size, next.value + last.value);
       steps.pop();
     }
-    steps.push(step);
+    steps.push(next);
   };
-  const at = { layer, part: "ffn" as const, predictor };
   let cost = exchange;
   if (predictor) {
-    add({ ...at, neurons: 0, size: bytes.predictor, value: bytes.predictor - exchange });
+    add(0, bytes.predictor, bytes.predictor - exchange);
     cost = 0;
   }
   const share = readShare(known, layer, predictor);
-  for (let from = 0; from < neurons; from += NEURON_BATCH) {
-    const to = Math.min(from + NEURON_BATCH, neurons);
+  const batch = NEURON_BATCH * Math.ceil(neurons / (NEURON_BATCH * MAX_BATCHES));
+  for (let from = 0; from < neurons; from += batch) {
+    const to = Math.min(from + batch, neurons);
     const size = (to - from) * bytes.neuron;
-    add({ ...at, neurons: to, size, value: size * share((from + to) / 2) - cost });
+    add(to, size, size * share((from + to) / 2) - cost);
     cost = 0;
   }
   return steps;

@@ -1,7 +1,10 @@
-/** What the parts of a model take of a GPU's memory. */
+/**
+ * What the parts of a model take of a GPU's memory: sizes to decide with. What an engine really allocates, scratch and rounding
+ * included, the binding counts (`gpuMemory`).
+ */
 import { deviceTensorBytes } from "../formats/device-layout.ts";
 import type { DType } from "../formats/dtypes.ts";
-import { KV_BLOCK, native, type GpuMemory, type GpuOptions, type KvType, type OpenOptions } from "../native/index.ts";
+import { KV_BLOCK, type GpuMemory, type GpuOptions, type KvType } from "../native/index.ts";
 import type { ModelConfig } from "./config.ts";
 import { kvPositionBytes } from "./kv-type.ts";
 import { layerTensor } from "./tensors.ts";
@@ -105,16 +108,4 @@ export function sumParts(split: GpuSplit, parts: PartBytes, context: number): Gp
     context,
   };
   return { ...memory, total: Object.values(memory).reduce((a, b) => a + b, 0) };
-}
-
-/** What `options.gpu` takes, as the engine counts it; an estimate where the addon has no GPU part. */
-export function gpuMemory(options: OpenOptions & { gpu: GpuOptions }): GpuMemory {
-  const counted = native().gpuMemory?.(options);
-  if (counted) return counted;
-  const { config, tensors, kvType: type, kvBlocks: blocks, gpu } = options;
-  const model = {
-    config: JSON.parse(config) as ModelConfig,
-    tensors: new Map(tensors.map((tensor) => [tensor.name, tensor])),
-  };
-  return sumParts(gpu, partBytes(model, { type, blocks }, gpu.maxRows), 0);
 }

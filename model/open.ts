@@ -15,15 +15,25 @@ import {
   type TensorRef,
 } from "../native/index.ts";
 import { isSparse, type ModelConfig } from "./config.ts";
-import { gpuOptions, openingError, planDevice, type DeviceOptions, type DeviceUse } from "./device.ts";
+import {
+  gpuOptions,
+  openingError,
+  placedContext,
+  planDevice,
+  wantedGpu,
+  type DeviceOptions,
+  type DeviceUse,
+} from "./device.ts";
 import { defaultKvType } from "./kv-type.ts";
 import { readModelFile, storedTensors, verifyTensors, type ModelFile, type StoredTensor } from "./model-file.ts";
 
 export interface OpenModelOptions extends DeviceOptions {
   /** Threads of the engine; default: all that this process may use. */
   threads?: number;
-  /** KV cache capacity in tokens, all sequences together; default: the checkpoint's longest context. */
+  /** KV cache capacity in tokens, all sequences together; default: on a GPU what was placed for, else `usualTokens`. */
   contextTokens?: number;
+  /** Default: the checkpoint's longest context. */
+  usualTokens?: number;
   /** Default: about as finely as the weights, {@link defaultKvType}. */
   kvType?: KvType;
   /** `predictors.safetensors` to use with a converted model; an artifact carries its own. */
@@ -65,7 +75,9 @@ export async function openModelFile(file: ModelFile, options: OpenModelOptions =
   const predictors = options.predictors === undefined ? undefined : await readPredictors(options.predictors, file);
   const thresholds = readThresholds(predictors?.metadata ?? file.metadata, file.config, predictors?.path ?? file.path);
   const tensors = [...tensorRefs(file.tensors, 0), ...(predictors ? tensorRefs(predictors.tensors, 1) : [])];
-  const capacity = options.contextTokens ?? file.config.maxPositions;
+  const wanted = wantedGpu(file, options);
+  const placed = wanted.found && placedContext(file);
+  const capacity = options.contextTokens ?? placed ?? options.usualTokens ?? file.config.maxPositions;
   const kvBlocks = Math.ceil(capacity / KV_BLOCK);
   const opening: OpenOptions = {
     files: [file.path, ...(predictors ? [predictors.path] : [])].map((p) => resolve(p)),
@@ -76,7 +88,7 @@ export async function openModelFile(file: ModelFile, options: OpenModelOptions =
     kvBlocks,
     kvType: options.kvType ?? defaultKvType(file.dtype),
   };
-  const device = planDevice(file, opening, options);
+  const device = planDevice(file, opening, wanted, options);
   // All of it before any of it is used: several threads hash a gigabyte in a third of a second, so there is little to gain
   // from doing it later, and nothing wrong is ever computed with.
   if (options.verify ?? true) {

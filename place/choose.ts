@@ -47,6 +47,8 @@ interface Case {
   budgets: Budgets;
   /** Bytes of the GPU's memory for parts of the model. */
   capacity: number;
+  /** Bytes that all of the model would need besides its parts. */
+  scratch: number;
   count: Count;
 }
 
@@ -70,7 +72,7 @@ export async function choosePlacement(
   const prices = priceToken(costs, hardware);
   const overhead = count(everything(costs));
   const capacity = Math.max(0, vram - overhead.context - overhead.scratch);
-  const given: Case = { costs, hardware, prices, budgets, capacity, count };
+  const given: Case = { costs, hardware, prices, budgets, capacity, scratch: overhead.scratch, count };
   const useful = checkBudget(placementProblem(costs, prices, hardware.link, capacity), vram, overhead, hardware.gpu);
   if (!useful && vram > 0) {
     context.warn(
@@ -105,15 +107,29 @@ export async function choosePlacement(
 
 type Outcome = Pick<Placement, "objective" | "bound" | "solver" | "referee"> & { split: Split };
 
-/** Decides again with less room while allocations, which are rounded up, exceed the budget that the parts' sizes keep to. */
+/** Room that is worth deciding again for, as a share of what there was. */
+const ROOM = 0.01;
+
+/**
+ * Decides by the sizes of parts, and again with less room while allocations, which are rounded up, exceed the budget. A split
+ * may need much less scratch than all of a model: that room is then tried, too.
+ */
 async function decideWithin(given: Case, solver: SolverName, context: StageContext) {
-  for (let { capacity } = given; ;) {
+  const decided = async (capacity: number) => {
     const outcome = await decide({ ...given, capacity }, solver, context);
-    const memory = given.count(outcome.split);
-    const excess = memory.total - given.budgets.vram;
-    if (excess <= 0) return { ...outcome, memory };
-    capacity -= excess;
+    return { ...outcome, memory: given.count(outcome.split) };
+  };
+  const { vram } = given.budgets;
+  let { capacity } = given;
+  let best = await decided(capacity);
+  while (best.memory.total > vram) {
+    capacity -= best.memory.total - vram;
+    best = await decided(capacity);
   }
+  const room = given.scratch - best.memory.scratch;
+  if (best.memory.total === 0 || room <= ROOM * capacity) return best;
+  const roomier = await decided(capacity + room);
+  return roomier.memory.total <= vram && roomier.objective > best.objective ? roomier : best;
 }
 
 async function decide(given: Case, solver: SolverName, context: StageContext): Promise<Outcome> {

@@ -6,10 +6,10 @@ import { provenance, sameProvenance } from "../formats/provenance.ts";
 import { sha256 } from "../io/hash.ts";
 import type { StageContext } from "../io/progress.ts";
 import { readArtifact } from "../model/artifact.ts";
-import { GPU_ROWS, gpuMemory, isEmpty, NO_MEMORY } from "../model/gpu-memory.ts";
+import { GPU_ROWS, isEmpty, NO_MEMORY } from "../model/gpu-memory.ts";
 import { readModelFile } from "../model/model-file.ts";
 import { tensorRefs } from "../model/open.ts";
-import { KV_BLOCK } from "../native/index.ts";
+import { KV_BLOCK, native } from "../native/index.ts";
 import { choosePlacement, type Count, type SolverName } from "./choose.ts";
 import { hotFirst, modelCosts, type ModelCosts } from "./costs.ts";
 import { machineName, measureHardware, readHardwareFile } from "./hardware.ts";
@@ -106,7 +106,7 @@ function counter({ model, predictors }: Inputs, costs: ModelCosts, contextTokens
       context: _,
       total: __,
       ...counted
-    } = gpuMemory({
+    } = native().gpuMemory({
       ...options,
       gpu: { ...placed, vramBytes: gpu.vramBytes, maxRows: GPU_ROWS },
     });

@@ -1,7 +1,6 @@
 import { PiError } from "../formats/errors.ts";
 import { readArtifact } from "../model/artifact.ts";
 import type { ModelConfig } from "../model/config.ts";
-import { placedContext, wantedGpu } from "../model/device.ts";
 import { type ModelFile, readModelFile } from "../model/model-file.ts";
 import { checkMode } from "../model/modes.ts";
 import { openModelFile, type OpenModelOptions, readTextFile } from "../model/open.ts";
@@ -29,9 +28,8 @@ export interface LoadOptions extends OpenModelOptions {
 export async function loadSession(path: string, options: LoadOptions = {}): Promise<Session> {
   const { maxSequences = DEFAULT_SEQUENCES, maxDrafts = 0 } = options;
   const file = await readModelFile(path);
-  const contextTokens = options.contextTokens ?? defaultContext(file, options, maxSequences);
   // Other threads check the weights while this one reads the tokenizer.
-  const opening = openModelFile(file, { ...options, contextTokens });
+  const opening = openModelFile(file, { usualTokens: roomyContext(file.config, maxSequences), ...options });
   const [opened, texts] = await Promise.allSettled([opening, readTexts(file, path)]);
   if (opened.status === "rejected") throw opened.reason;
   const open = opened.value;
@@ -66,12 +64,6 @@ async function readTexts(file: ModelFile, path: string) {
     samplingDefaults: samplingDefaults(generationConfig, `${path}/generation_config.json`),
     stopTokens: new Set([...tokenizer.eosTokens, ...file.config.eosTokens]),
   };
-}
-
-/** What a placement made room for, where it is followed; on the CPU there is room for more. */
-function defaultContext(file: ModelFile, options: LoadOptions, maxSequences: number): number {
-  const placed = wantedGpu(file, options).found && placedContext(file);
-  return placed ?? roomyContext(file.config, maxSequences);
 }
 
 /** KV tokens for every sequence's longest context, or what a GiB holds of them, but for one sequence at least. */

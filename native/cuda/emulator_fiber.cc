@@ -15,7 +15,11 @@
 #define PI_ASAN(...)
 #endif
 
-#if !defined(__x86_64__) && !defined(__aarch64__)
+// Other machines use ucontext, which asks the system at every switch; -DPI_UCONTEXT to try it here.
+#if !defined(__x86_64__) && !defined(__aarch64__) && !defined(PI_UCONTEXT)
+#define PI_UCONTEXT
+#endif
+#if defined(PI_UCONTEXT)
 #include <ucontext.h>
 #endif
 
@@ -41,7 +45,8 @@ uint64_t* marks(char* top) { return reinterpret_cast<uint64_t*>(top - Fiber::kSt
 #else
 #define PI_SYMBOL "pi_fiber_switch"
 #endif
-#if defined(__x86_64__)
+#if defined(PI_UCONTEXT)
+#elif defined(__x86_64__)
 asm(".text\n.p2align 4\n.globl " PI_SYMBOL "\n" PI_SYMBOL ":\n"
     "  pushq %rbp\n  pushq %rbx\n  pushq %r12\n  pushq %r13\n  pushq %r14\n  pushq %r15\n"
     "  movq %rsp, (%rdi)\n  movq %rsi, %rsp\n"
@@ -59,7 +64,7 @@ asm(".text\n.p2align 4\n.globl " PI_SYMBOL "\n" PI_SYMBOL ":\n"
     "  add sp, sp, #160\n  ret\n");
 #endif
 
-#if defined(__x86_64__) || defined(__aarch64__)
+#if !defined(PI_UCONTEXT)
 extern "C" __attribute__((visibility("hidden"))) void pi_fiber_switch(void** save, void* load);
 #endif
 
@@ -67,6 +72,7 @@ namespace pi::cuda::emulator {
 
 namespace {
 
+#if !defined(PI_UCONTEXT)
 // What pi_fiber_switch finds when it first enters a stack: registers of zero and `body` to return to.
 void* first_frame(char* top, void (*body)()) {
   constexpr int kWords = 20;  // as many as either machine keeps
@@ -82,8 +88,7 @@ void* first_frame(char* top, void (*body)()) {
   return frame;
 #endif
 }
-
-#if !defined(__x86_64__) && !defined(__aarch64__)
+#else
 void pi_fiber_switch(void** save, void* load) {
   if (*save == nullptr) *save = new ucontext_t;
   swapcontext(static_cast<ucontext_t*>(*save), static_cast<ucontext_t*>(load));
@@ -110,7 +115,7 @@ Fiber::Fiber(void (*body)(), size_t colour) {
   bottom_ = memory_ + kPage;
   size_ = static_cast<size_t>(top_ - memory_) - kPage;
   for (int i = 0; i < kMarks; ++i) marks(top_)[i] = kUntouched;
-#if defined(__x86_64__) || defined(__aarch64__)
+#if !defined(PI_UCONTEXT)
   saved_ = first_frame(top_, body);
 #else
   ucontext_t* const context = new ucontext_t;
@@ -124,7 +129,7 @@ Fiber::Fiber(void (*body)(), size_t colour) {
 }
 
 Fiber::~Fiber() {
-#if !defined(__x86_64__) && !defined(__aarch64__)
+#if defined(PI_UCONTEXT)
   delete static_cast<ucontext_t*>(saved_);
 #endif
   if (memory_ == nullptr) return;

@@ -36,7 +36,7 @@ class FailedLaunch {
  public:
   void note(const char* kernel, cudaError_t status) {
     const std::lock_guard lock(mutex_);
-    if (what_.empty()) what_ = message(std::string("kernel ") + kernel, status);
+    if (what_.empty()) what_ = message(std::string("at the launch of kernel ") + kernel, status);
   }
   std::string take() {
     const std::lock_guard lock(mutex_);

@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { writeSafetensors } from "../../io/safetensors-file.ts";
-import { CONFIG, countOf, HALF, TOKENS, writePlaced } from "../place/working-dir.ts";
+import { budgetFor, CONFIG, countOf, TOKENS, writePlaced } from "../place/working-dir.ts";
 import { inProcess } from "./in-process.ts";
 import { pi, piJson } from "./pi.ts";
 import { axes, panels, points } from "./report/reading.ts";
@@ -29,7 +29,7 @@ describe("pi inspect", () => {
   test("shows an artifact: config, parts, placement, predictors, quality, provenance", async () => {
     const report = await piJson<Record<string, unknown>>(["inspect", at("x.pi")]);
     expect(report).toMatchObject({ format: "artifact", config: CONFIG, parameters: parameters(), name: "x" });
-    expect(report["placement"]).toMatchObject({ vramBudget: HALF });
+    expect(report["placement"]).toMatchObject({ vramBudget: await budgetFor(at("model"), 0.5) });
     expect(report["predictors"]).toHaveLength(CONFIG.nLayers);
     expect(report["quality"]).toMatchObject({ perplexityRatio: 1.001 });
     expect(report["provenance"]).toMatchObject({ model: { stage: "place" } });

@@ -3,16 +3,18 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { PlaceResult } from "../../place/place.ts";
-import { FAST_GPU, writeWorkingDir } from "../place/working-dir.ts";
+import { budgetFor, FAST_GPU, writeWorkingDir } from "../place/working-dir.ts";
 import { inProcess } from "./in-process.ts";
 import { pi, piJson } from "./pi.ts";
 
 let dir: string;
+let half: string;
 const at = (name: string): string => join(dir, name);
 
 beforeAll(async () => {
   dir = await mkdtemp(join(tmpdir(), "pi-cli-place-"));
   await writeWorkingDir(at("model"));
+  half = String(await budgetFor(at("model"), 0.5));
   await writeFile(at("hardware.json"), JSON.stringify(FAST_GPU));
 });
 afterAll(() => rm(dir, { recursive: true }));
@@ -29,15 +31,17 @@ const place = (...more: string[]): string[] => [
 
 describe("pi place", () => {
   test("prints the split, the memory it takes, the proof and the prediction, and nothing but results on stdout", async () => {
-    const { code, stdout, stderr } = await pi(place("--vram", "450000"));
+    const { code, stdout, stderr } = await pi(place("--vram", half));
     expect(stderr).toBe("");
     expect(code).toBe(0);
     expect(stdout).toMatch(/^layer +GPU neurons +at least +activations +attention +predictor$/m);
-    expect(stdout).toMatch(/^memory +43\d KiB of 439 KiB: weights .* predictors .* KV .* scratch .* context 1000 B$/m);
+    const size = "[\\d.]+ [KM]iB";
+    const memory = `^memory +${size} of ${size}: weights .* predictors .* KV .* scratch ${size}, context 1000 B$`;
+    expect(stdout).toMatch(new RegExp(memory, "m"));
     expect(stdout).toMatch(/proven optimal \((greedy|search); HiGHS: /);
     expect(stdout).toMatch(/^predicted .* tokens\/s; all on the CPU /m);
     expect(stdout.trimEnd().endsWith(at("x.pi"))).toBe(true);
-    expect((await pi(place("--vram", "450000"))).stdout).toContain("x.pi is up to date");
+    expect((await pi(place("--vram", half))).stdout).toContain("x.pi is up to date");
   });
 
   test("takes the budget as a size, and a bare --vram-budget in GiB", async () => {
@@ -49,23 +53,23 @@ describe("pi place", () => {
   });
 
   test("takes a budget of main memory, and refuses one that is too small with the numbers", async () => {
-    const { stdout } = await pi(place("--vram", "450000", "--ram", "1G"));
+    const { stdout } = await pi(place("--vram", half, "--ram", "1G"));
     expect(stdout).toMatch(/^RAM +\d.* of 1 GiB for what stays with the CPU$/m);
-    const tight = await pi(place("--vram", "450000", "--ram", "1000"));
+    const tight = await pi(place("--vram", half, "--ram", "1000"));
     expect(tight.code).toBe(1);
     expect(tight.stderr).toMatch(/RAM budget: expected at least \d+ bytes .*, got 1000 \[E_BUDGET\]/);
   });
 
   test("lets HiGHS decide with --solver ilp, to the same objective", async () => {
-    const ours = await piJson<PlaceResult>(place("--vram", "450000", "--solver", "greedy"));
-    const theirs = await piJson<PlaceResult>(place("--vram", "450000", "--solver", "ilp"));
+    const ours = await piJson<PlaceResult>(place("--vram", half, "--solver", "greedy"));
+    const theirs = await piJson<PlaceResult>(place("--vram", half, "--solver", "ilp"));
     expect(ours.placement.referee).toBeNull();
     expect(theirs.placement.solver).toBe("ilp");
     expect(theirs.placement.objective).toBeCloseTo(ours.placement.objective, 12);
   });
 
   test("without a GPU or a hardware file places for a reference card, and says so", async () => {
-    const { stdout, code } = await pi(["place", at("model"), "-o", at("here.pi"), "--vram", "1M"]);
+    const { stdout, code } = await pi(["place", at("model"), "-o", at("here.pi"), "--vram", "1G"]);
     expect(code).toBe(0);
     expect(stdout).toContain("reference GPU (as fast as an RTX 4090)");
   });

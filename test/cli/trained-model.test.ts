@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import type { PredictorMetrics } from "../../formats/predictors.ts";
+import { budgetFor } from "../place/working-dir.ts";
 import { piJson } from "./pi.ts";
 
 const example = (name: string): string => fileURLToPath(new URL(`../../examples/${name}`, import.meta.url));
@@ -23,7 +24,7 @@ beforeAll(async () => {
   const { layers } = await piJson<{ layers: { idle: number }[] }>(["profile", work, ...corpus]);
   idle = layers.map((layer) => layer.idle);
   ({ metrics: predictors } = await piJson<{ metrics: PredictorMetrics[] }>(["train-predictor", work]));
-  await piJson(["place", work, "--vram", "4M", "-o", artifact]);
+  await piJson(["place", work, "--vram", String(await budgetFor(work, 0.5)), "-o", artifact]);
 }, 600_000);
 afterAll(() => rm(dir, { recursive: true }));
 

@@ -10,7 +10,7 @@ import { openModel } from "../../model/open.ts";
 import { FFN_MODE, KV_BLOCK, type FfnMode } from "../../native/index.ts";
 import { place, type PlaceOptions } from "../../place/place.ts";
 import { writeRandomPredictors } from "../model/random-predictors.ts";
-import { CONFIG, countOf, FAST_GPU, HALF, writeWorkingDir } from "./working-dir.ts";
+import { budgetFor, CONFIG, countOf, FAST_GPU, writeWorkingDir } from "./working-dir.ts";
 
 let dir: string;
 let hardware: string;
@@ -26,7 +26,7 @@ afterEach(() => rm(dir, { recursive: true }));
 
 /** Places the model of this test on the test machine. */
 function run(options: Partial<PlaceOptions> = {}, context: StageContext = silentContext) {
-  return place(at("model"), { out: at("x.pi"), vram: 1 << 20, hardware, solver: "greedy", ...options }, context);
+  return place(at("model"), { out: at("x.pi"), vram: 1 << 28, hardware, solver: "greedy", ...options }, context);
 }
 
 /** Neurons of a layer by frequency, ties by index. */
@@ -121,12 +121,12 @@ describe("the artifact", () => {
     expect(artifact.quality).toMatchObject({ perplexityRatio: 1.001 });
     expect(file.weights).toBe(model.weights);
     expect(Object.keys(file.provenance.inputs).sort()).toEqual(["activations", "files", "model", "predictors"]);
-    expect(file.provenance).toMatchObject({ stage: "place", options: { vram: 1 << 20, name: "tiny" } });
+    expect(file.provenance).toMatchObject({ stage: "place", options: { vram: 1 << 28, name: "tiny" } });
   });
 
   it("gives the same logits bit for bit whatever the budget, and dense those of the model it was made from", async () => {
     const names = ["none", "half", "all"];
-    const budgets = [0, HALF, 1 << 30];
+    const budgets = [0, await budgetFor(at("model"), 0.5), 1 << 30];
     for (const [i, name] of names.entries()) await run({ vram: budgets[i]!, out: at(`${name}.pi`) });
     const splits = await Promise.all(
       names.map(async (name) => readArtifact(await readModelFile(at(`${name}.pi`))).placement),
@@ -167,11 +167,11 @@ describe("running again", () => {
     expect(again).toMatchObject({ upToDate: true, predictors: true });
     expect((await stat(at("x.pi"))).mtimeMs).toBe(mtimeMs);
     expect(await run({ force: true })).toEqual({ ...again, upToDate: false });
-    expect(await run({ vram: 400_000 })).toMatchObject({ upToDate: false });
+    expect(await run({ vram: 1 << 27 })).toMatchObject({ upToDate: false });
     await writeFile(hardware, JSON.stringify({ ...FAST_GPU, name: "another" }));
-    expect(await run({ vram: 400_000 })).toMatchObject({ upToDate: false });
+    expect(await run({ vram: 1 << 27 })).toMatchObject({ upToDate: false });
     await writeFile(at("model/generation_config.json"), "{}");
-    expect(await run({ vram: 400_000 })).toMatchObject({ upToDate: false });
+    expect(await run({ vram: 1 << 27 })).toMatchObject({ upToDate: false });
   });
 
   it("makes the same bytes", async () => {
@@ -244,7 +244,7 @@ describe("what does not fit", () => {
     const before = await readFile(at("x.pi"));
     const controller = new AbortController();
     const context = { ...silentContext, signal: controller.signal, progress: () => controller.abort() };
-    await expect(run({ vram: 500_000 }, context)).rejects.toThrow();
+    await expect(run({ vram: 1 << 27 }, context)).rejects.toThrow();
     expect((await readFile(at("x.pi"))).equals(before)).toBe(true);
     expect((await readdir(dir)).filter((name) => name.endsWith(".tmp"))).toEqual([]);
   });

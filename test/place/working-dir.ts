@@ -8,10 +8,15 @@ import { provenance } from "../../formats/provenance.ts";
 import { sha256 } from "../../io/hash.ts";
 import { silentContext } from "../../io/progress.ts";
 import { activationsPath } from "../../io/profile-files.ts";
-import { writeSafetensors } from "../../io/safetensors-file.ts";
+import { readSafetensors, writeSafetensors } from "../../io/safetensors-file.ts";
 import type { ModelConfig } from "../../model/config.ts";
-import { readModelFile } from "../../model/model-file.ts";
+import { allOnGpu } from "../../model/gpu-fit.ts";
+import { GPU_ROWS, partBytes } from "../../model/gpu-memory.ts";
+import { defaultKvType } from "../../model/kv-type.ts";
+import { readModelFile, storedTensors, type StoredTensor } from "../../model/model-file.ts";
+import { tensorRefs } from "../../model/open.ts";
 import { predictorSpecs } from "../../model/tensors.ts";
+import { KV_BLOCK, native } from "../../native/index.ts";
 import { place } from "../../place/place.ts";
 import { normals } from "../native/planted.ts";
 import { TINY, writeTinyModel } from "../profile/tiny-model.ts";
@@ -35,8 +40,29 @@ export const FAST_GPU: Hardware & { gpu: NonNullable<Hardware["gpu"]> } = {
 export const countOf = (l: number, i: number): number =>
   Math.floor(TOKENS * ((i * 37 + l * 11) % 50 === 0 ? 0.9 : 1 / (1 + ((i * 7 + l) % 40))));
 
-/** A budget that about half of the model fits. */
-export const HALF = 450_000;
+/**
+ * A budget for {@link FAST_GPU} that holds this share of the converted model in `dir` and its predictors, beside everything that
+ * the engine needs in any case.
+ */
+export async function budgetFor(dir: string, share: number, contextTokens?: number): Promise<number> {
+  const model = await readModelFile(dir);
+  const predictors = await readSafetensors(join(dir, "predictors.safetensors")).catch(() => undefined);
+  const { config } = model;
+  const scores = predictors ? storedTensors(predictors) : new Map<string, StoredTensor>();
+  const kv = { type: defaultKvType(model.dtype), blocks: Math.ceil((contextTokens ?? config.maxPositions) / KV_BLOCK) };
+  const parts = partBytes({ config, tensors: new Map([...model.tensors, ...scores]) }, kv);
+  const { scratch, total, context } = native().gpuMemory({
+    files: [model.path, ...(predictors ? [predictors.path] : [])],
+    tensors: [...tensorRefs(model.tensors, 0), ...tensorRefs(scores, 1)],
+    config: JSON.stringify(config),
+    thresholds: new Float32Array(predictors ? config.nLayers : 0),
+    threads: 1,
+    kvBlocks: kv.blocks,
+    kvType: kv.type,
+    gpu: { ...allOnGpu(parts, config.nNeurons), vramBytes: 2 ** 40, maxRows: GPU_ROWS },
+  });
+  return FAST_GPU.gpu.reservedBytes + scratch + Math.ceil(share * (total - scratch - context));
+}
 
 export interface WorkingDirOptions {
   seed?: number;
@@ -105,6 +131,7 @@ export async function writePlaced(dir: string): Promise<void> {
   await writeWorkingDir(join(dir, "model"));
   const hardware = join(dir, "hardware.json");
   await writeFile(hardware, JSON.stringify(FAST_GPU));
-  const options = { out: join(dir, "x.pi"), vram: HALF, hardware, solver: "greedy" as const };
+  const vram = await budgetFor(join(dir, "model"), 0.5);
+  const options = { out: join(dir, "x.pi"), vram, hardware, solver: "greedy" as const };
   await place(join(dir, "model"), options, silentContext);
 }

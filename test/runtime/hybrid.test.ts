@@ -1,0 +1,133 @@
+/** The trained demo model, split between the CPU and an (emulated) GPU in every way, writes what it writes on the CPU alone. */
+import { spawnSync } from "node:child_process";
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { convert } from "../../convert/convert.ts";
+import { silentContext } from "../../io/progress.ts";
+import { readModelFile, type ModelFile } from "../../model/model-file.ts";
+import { GREEDY_CHOICE } from "../../model/neutral-choice.ts";
+import { FFN_MODE, native, type Engine, type GpuOptions } from "../../native/index.ts";
+
+process.env["PI_DEVICE"] = "emulated";
+
+const CHECKPOINT = fileURLToPath(new URL("../../examples/pi-tale-7m", import.meta.url));
+/** Of greedy text; PI_HYBRID_TOKENS=256 for the whole length, which takes the emulator some minutes. */
+const TOKENS = Number(process.env["PI_HYBRID_TOKENS"] ?? 48);
+const PROMPT = [1, 290, 411, 1205, 300, 87, 610];
+
+let folder: string;
+let file: ModelFile;
+
+beforeAll(async () => {
+  folder = await mkdtemp(join(tmpdir(), "pi-hybrid-"));
+  await convert(CHECKPOINT, { out: folder, dtype: "f32" }, silentContext());
+  file = await readModelFile(folder);
+});
+afterAll(() => rm(folder, { recursive: true, force: true }));
+
+function open(gpu?: GpuOptions): Engine {
+  return native().openEngine({
+    files: [file.path],
+    tensors: [...file.tensors].map(([name, { dtype, shape, offset }]) => ({ name, file: 0, dtype, shape, offset })),
+    config: JSON.stringify(file.config),
+    thresholds: new Float32Array(),
+    threads: 2,
+    kvBlocks: 16,
+    kvType: "f32",
+    ...(gpu && { gpu }),
+  });
+}
+
+/** What `engine` writes after the prompt, and the logits of the prompt's last token and of every 16th one after it. */
+async function write(engine: Engine): Promise<{ tokens: number[]; logits: Float32Array[] }> {
+  const tokens: number[] = [];
+  const logits: Float32Array[] = [];
+  let [rows, position] = [PROMPT, 0];
+  while (tokens.length < TOKENS) {
+    const looked = tokens.length % 16 === 0;
+    const result = await engine.step({
+      tokens: Int32Array.from(rows),
+      positions: Int32Array.from(rows, (_, i) => position + i),
+      sequences: new Int32Array(rows.length),
+      blockTables: Int32Array.from({ length: 16 }, (_, i) => 15 - i),
+      blocksPerSequence: 16,
+      modes: new Uint8Array(rows.length).fill(FFN_MODE.exact),
+      outputs: Int32Array.of(rows.length - 1),
+      returnLogits: looked,
+      choose: [GREEDY_CHOICE],
+    });
+    if (looked) logits.push(result.logits!);
+    position += rows.length;
+    rows = [result.tokens![0]!];
+    tokens.push(rows[0]!);
+  }
+  return { tokens, logits };
+}
+
+/** Every layer's neurons cut at `share`; attention and head on the GPU where asked for. */
+function split(share: number, attention: (layer: number) => boolean, head: boolean): GpuOptions {
+  const layers = Array.from({ length: file.config.nLayers }, (_, layer) => ({
+    neurons: Math.round(share * file.config.nNeurons),
+    attention: attention(layer),
+    predictor: false,
+  }));
+  return { layers, head, vramBytes: 2 ** 31, maxRows: 64 };
+}
+
+const SPLITS: [string, () => GpuOptions][] = [
+  ["nothing", () => split(0, () => false, false)],
+  ["attention and head", () => split(0, () => true, true)],
+  ["a quarter of the neurons", () => split(0.25, () => true, true)],
+  ["half of the neurons, attention of every other layer", () => split(0.5, (layer) => layer % 2 === 0, false)],
+  ["three quarters of the neurons, no attention", () => split(0.75, () => false, true)],
+  ["everything", () => split(1, () => true, true)],
+  [
+    "single neurons and empty layers",
+    () => {
+      const all = split(0, () => true, false);
+      return { ...all, layers: all.layers.map((layer, l) => ({ ...layer, neurons: l % 2 })) };
+    },
+  ],
+];
+
+describe("the demo model split between CPU and GPU", () => {
+  let alone: Awaited<ReturnType<typeof write>>;
+  beforeAll(async () => {
+    const engine = open();
+    alone = await write(engine);
+    engine.close();
+  });
+
+  it.each(SPLITS)("writes the same with %s on the GPU", { timeout: 600_000 }, async (_, gpu) => {
+    const engine = open(gpu());
+    const found = await write(engine);
+    const stats = engine.stats().gpu!;
+    engine.close();
+    expect(found.tokens).toEqual(alone.tokens);
+    for (const [i, expected] of alone.logits.entries()) {
+      const high = expected.reduce((most, x) => Math.max(most, Math.abs(x)), 0);
+      const off = found.logits[i]!.reduce((most, x, token) => Math.max(most, Math.abs(x - expected[token]!)), 0);
+      expect(off / high).toBeLessThan(1e-3);
+    }
+    expect(stats.gpuLaunches).toBe(TOKENS);
+  });
+});
+
+/** The C++ checks print one line each: "ok name" or "FAIL name: what is wrong". */
+describe("native checks of split models", () => {
+  const program = join(import.meta.dirname, "../../build/Release/pi_hybrid_checks");
+  const { stdout, status } = spawnSync(program, { encoding: "utf8", env: { ...process.env, PI_DEVICE: "emulated" } });
+  const lines = stdout.trim().split("\n");
+
+  it.each(lines)("%s", (line) => {
+    expect(line).toMatch(/^ok /);
+  });
+
+  it("all ran", () => {
+    expect(status).toBe(0);
+    expect(lines.length).toBeGreaterThan(12);
+  });
+});

@@ -1,11 +1,13 @@
-// Dot products of rows of weights with rows of x, the work of decoding: a warp a row (or a few), every lane a chunk of each
-// 32, so that a load of a warp is 512 neighbouring bytes. x is staged in shared memory, tile by tile of its columns.
+// Dot products of rows of weights with rows of x, the work of decoding: a warp a row (or a few), every lane a chunk of
+// each 32, so that a load of a warp is 512 neighbouring bytes. x is staged in shared memory, tile by tile of its
+// columns.
 //
-// A lane adds its chunks in their order and the lanes are added as a tree, whatever the tiles and however many rows of x are
-// multiplied together: a sum's bits depend on its row of weights and its row of x alone.
+// A lane adds its chunks in their order and the lanes are added as a tree, whatever the tiles and however many rows of
+// x are multiplied together: a sum's bits depend on its row of weights and its row of x alone.
 #pragma once
 
 #include "cuda/kernels.h"
+#include "cuda/quantize.cuh"
 #include "cuda/reduce.cuh"
 #include "cuda/weights.cuh"
 
@@ -15,25 +17,17 @@ namespace pi::cuda {
 template <DType kType, int kT>
 struct Tiles {
   using W = Weights<kType>;
-  static constexpr int kMostChunks = 2048 / (W::kUnits * kT);  // 32 KiB of units
+  static constexpr int kMostChunks = 2048 / (W::kUnits * kT);   // 32 KiB of units
   static constexpr int kScales = W::kBlocks ? W::kColumns : 0;  // of 32 chunks
   static PI_HOST_DEVICE constexpr int chunks(int cols) {
     const int all = (chunks_of<kType>(cols) + kWarp - 1) / kWarp * kWarp;
     return all < kMostChunks ? all : kMostChunks;
   }
   static constexpr size_t shared_bytes(int cols) {
-    return size_t(kT) * chunks(cols) * (W::kUnits * sizeof(uint4)) + size_t(kT) * chunks(cols) / kWarp * kScales * sizeof(float);
+    return size_t(kT) * chunks(cols) * (W::kUnits * sizeof(uint4)) +
+           size_t(kT) * chunks(cols) / kWarp * kScales * sizeof(float);
   }
 };
-
-// Four floats of a block, held by one of the eight lanes that have it, to four bytes; `scale` is the block's.
-__device__ __forceinline__ unsigned quantize_four(const float4& x, float& scale) {
-  const float high = lanes_max<8>(fmaxf(fmaxf(fabsf(x.x), fabsf(x.y)), fmaxf(fabsf(x.z), fabsf(x.w))));
-  const float inverse = high > 0 ? 127.0f / high : 0.0f;
-  scale = high / 127.0f;
-  const auto byte = [&](float v) { return static_cast<unsigned>(__float2int_rn(v * inverse)) & 255u; };
-  return byte(x.x) | byte(x.y) << 8 | byte(x.z) << 16 | byte(x.w) << 24;
-}
 
 // kT rows of x, those past the last as zeros. Every thread of the block makes one, and all make the same calls.
 template <DType kType, int kT>
@@ -115,12 +109,14 @@ class Staged {
   }
 
   __device__ void stage_quants(int tile) {
-    const int col = first(tile) * W::kColumns, n = count(tile) * W::kUnits, n_scales = count(tile) * W::kColumns / kQuantBlock;
+    const int col = first(tile) * W::kColumns, n = count(tile) * W::kUnits,
+              n_scales = count(tile) * W::kColumns / kQuantBlock;
     for (int t = 0; t < kT; ++t) {
       const bool inside = t0_ + t < rows_;
       const size_t from = size_t(t0_ + t) * x_.cols + col;
       for (int unit = threadIdx.x; unit < n; unit += blockDim.x) {
-        units_[at(t, unit)] = inside ? *reinterpret_cast<const uint4*>(x_.quants + from + 16 * unit) : make_uint4(0, 0, 0, 0);
+        units_[at(t, unit)] =
+            inside ? *reinterpret_cast<const uint4*>(x_.quants + from + 16 * unit) : make_uint4(0, 0, 0, 0);
       }
       for (int i = threadIdx.x; i < n_scales; i += blockDim.x) {
         scales_[t * tile_ * W::kColumns / kQuantBlock + i] = inside ? x_.scales[from / kQuantBlock + i] : 0.0f;
@@ -133,8 +129,10 @@ class Staged {
     for (int t = 0; t < kT; ++t) {
       for (int begin = 0; begin < n; begin += blockDim.x) {  // eight lanes are all inside or all outside
         const int i = begin + static_cast<int>(threadIdx.x);
+        const float4 x = i < n ? four(t, col + 4 * i) : make_float4(0, 0, 0, 0);
+        const float columns[kLaneColumns] = {x.x, x.y, x.z, x.w};
         float scale;
-        const unsigned bytes = quantize_four(i < n ? four(t, col + 4 * i) : make_float4(0, 0, 0, 0), scale);
+        const unsigned bytes = quantize_columns(columns, scale);
         if (i >= n) continue;
         reinterpret_cast<unsigned*>(&units_[at(t, i / 4)])[i % 4] = bytes;
         if (i % 8 == 0) scales_[t * tile_ * W::kColumns / kQuantBlock + i / 8] = scale;
@@ -204,11 +202,12 @@ __device__ __forceinline__ void add_tile(const Staged<kType, kT>& x, int tile, c
 // Asks for a tile of a row, while x is staged.
 template <DType kType, int kT>
 __device__ __forceinline__ void prefetch_tile(const Staged<kType, kT>& x, int tile, const uint8_t* row) {
-  for (int line = threadIdx.x % kWarp; line * 8 < x.count(tile); line += kWarp) prefetch_line(row + 16 * x.first(tile) + 128 * line);
+  for (int line = threadIdx.x % kWarp; line * 8 < x.count(tile); line += kWarp)
+    prefetch_line(row + 16 * x.first(tile) + 128 * line);
 }
 
-// sum[r][t] = row[r] · x[t]; for type bit: columns whose signs differ. Every warp of the block calls; one that is `idle` has
-// no rows and gets no sums, all lanes of the others get all of them.
+// sum[r][t] = row[r] · x[t]; for type bit: columns whose signs differ. Every warp of the block calls; one that is
+// `idle` has no rows and gets no sums, all lanes of the others get all of them.
 template <int kUnroll, DType kType, int kR, int kT>
 __device__ __forceinline__ void dot_rows(Staged<kType, kT>& x, const uint8_t* const (&row)[kR], bool idle,
                                          typename Weights<kType>::Sum (&sum)[kR][kT]) {
@@ -232,7 +231,7 @@ __device__ __forceinline__ void dot_rows(Staged<kType, kT>& x, const uint8_t* co
   }
 }
 
-// Calls f with kType as a type: f(std::integral_constant<DType, kType>{}).
+// Calls f with a type of weights as a type: TypeOf<…>::value.
 template <DType kType>
 struct TypeOf {
   static constexpr DType value = kType;

@@ -1,5 +1,5 @@
-// Active neurons' rows of the down projection, summed: a block has 256 columns and every n_parts-th neuron, of which each of
-// its warps has an eighth.
+// Active neurons' rows of the down projection, summed: a block has 256 columns and every n_parts-th neuron, of which
+// each of its warps has an eighth.
 #include <algorithm>
 
 #include "cuda/dot.cuh"
@@ -16,7 +16,9 @@ constexpr int kScan = 8;  // looks at the active bits that are in flight
 struct Deal {
   int k, step, most;
 };
-PI_HOST_DEVICE constexpr int most_dealt(int n_neurons, int n_parts) { return (n_neurons + n_parts * kWarps - 1) / (n_parts * kWarps); }
+PI_HOST_DEVICE constexpr int most_dealt(int n_neurons, int n_parts) {
+  return (n_neurons + n_parts * kWarps - 1) / (n_parts * kWarps);
+}
 
 // The m of a warp's active neurons, ascending, to shared memory; returns how many.
 __device__ __forceinline__ int find_active(const Down& a, const Deal& deal, uint16_t* list) {
@@ -42,7 +44,8 @@ __device__ __forceinline__ int find_active(const Down& a, const Deal& deal, uint
 
 // sum[t] += act[i][t] * down[i] over the warp's active neurons, in order, for octet o.
 template <DType kType, int kT>
-__device__ __forceinline__ void add_neurons(const Down& a, const Deal& deal, const uint16_t* list, int n, int o, int t0, float (&sum)[kT][kOctet]) {
+__device__ __forceinline__ void add_neurons(const Down& a, const Deal& deal, const uint16_t* list, int n, int o, int t0,
+                                            float (&sum)[kT][kOctet]) {
   constexpr int kUnroll = kT > 2 || sizeof(typename Octets<kType>::Chunk) > sizeof(uint4) ? 4 : 8;
   const int lane = threadIdx.x % kWarp;
   const bool inside = octet_column(kType, o, 0) < a.w.cols;
@@ -52,7 +55,8 @@ __device__ __forceinline__ void add_neurons(const Down& a, const Deal& deal, con
     const int slot = a.slots ? a.slots[own] : own, count = min(kWarp, n - begin);
     float act[kT];
 #pragma unroll
-    for (int t = 0; t < kT; ++t) act[t] = begin + lane < n && t0 + t < a.rows ? a.act[size_t(own) * a.rows + t0 + t] : 0.0f;
+    for (int t = 0; t < kT; ++t)
+      act[t] = begin + lane < n && t0 + t < a.rows ? a.act[size_t(own) * a.rows + t0 + t] : 0.0f;
     for (int j = 0; j < count; j += kUnroll) {
       typename Octets<kType>::Chunk w[kUnroll];
 #pragma unroll
@@ -79,7 +83,8 @@ __device__ __forceinline__ void add_neurons(const Down& a, const Deal& deal, con
 
 // parts[part][t] of the block's columns: the warps' sums, in order.
 template <DType kType>
-__device__ __forceinline__ void store_part(const Down& a, int part, int t, const float (&sum)[kOctet], float (*shared)[kStrip]) {
+__device__ __forceinline__ void store_part(const Down& a, int part, int t, const float (&sum)[kOctet],
+                                           float (*shared)[kStrip]) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   __syncthreads();
   float4* const mine = reinterpret_cast<float4*>(&shared[warp][lane * kOctet]);
@@ -128,7 +133,8 @@ void down(void* stream, const Down& a) {
       constexpr int kT = decltype(t)::value;
       constexpr DType kType = decltype(w)::value;
       const size_t lists = size_t(kWarps) * most_dealt(a.n_neurons, a.n_parts) * sizeof(uint16_t);
-      PI_LAUNCH((sum_neurons<kType, kT>), dim3((a.w.cols + kStrip - 1) / kStrip, a.n_parts), dim3(kWarps * kWarp), lists, stream, a);
+      PI_LAUNCH((sum_neurons<kType, kT>), dim3((a.w.cols + kStrip - 1) / kStrip, a.n_parts), dim3(kWarps * kWarp),
+                lists, stream, a);
     });
   });
 }

@@ -222,7 +222,7 @@ struct Select {
   const uint32_t* mask = nullptr;      // or null
   const uint32_t* resident = nullptr;  // [mask_words]
   int n_neurons = 0, rows = 0;
-  int32_t* list = nullptr;   // [n_neurons at most]
+  int32_t* list = nullptr;   // [n_neurons]
   int32_t* count = nullptr;  // of list
   int32_t* cold = nullptr;
   // Page-locked, unless null: a copy of the masks, signalled.
@@ -241,7 +241,7 @@ struct Neurons {
   kernels::Unary f = kernels::Unary::kRelu;
   bool both = false;  // dRelu
   float threshold = 0;
-  const int32_t* list = nullptr;
+  const int32_t* list = nullptr;  // [n_neurons], the first *count of which mean something
   const int32_t* count = nullptr;
   const int32_t* slots = nullptr;  // [n_neurons]; null: a neuron's slot is its number
   const uint32_t* mask = nullptr;  // or null: every row wants every neuron

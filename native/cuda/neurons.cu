@@ -1,5 +1,5 @@
-// The listed neurons from x to what they contribute with: gate, activation and up in one warp, so that nothing between them
-// leaves it, and a closed gate reads no row of up.
+// The listed neurons from x to what they contribute with: gate, activation and up in one warp, so that nothing between
+// them leaves it, and a closed gate reads no row of up.
 #include <algorithm>
 
 #include "cuda/dot.cuh"
@@ -9,8 +9,8 @@
 namespace pi::cuda {
 namespace {
 
-// Warps of a block, and blocks at most, which then take several neurons each. Few neurons are active, so blocks are small:
-// all multiprocessors have some. With more rows the x of a block is larger, and more warps must share it.
+// Warps of a block, and blocks at most, which then take several neurons each. Few neurons are active, so blocks are
+// small: all multiprocessors have some. With more rows the x of a block is larger, and more warps must share it.
 template <int kT>
 constexpr int kWarps = kT > 2 ? 8 : 4;
 constexpr int kBlocks = 1024;
@@ -30,8 +30,9 @@ __device__ __forceinline__ unsigned wanting(const Neurons& a, int t0, int neuron
 
 // act[t] of a neuron for kT rows; 0 where its bit of `wanted` is not set. Every warp of the block calls.
 template <DType kType, int kT>
-__device__ __forceinline__ void compute(const Neurons& a, Staged<kType, kT>& x, int neuron, size_t slot, unsigned wanted, float (&act)[kT]) {
-  constexpr int kUnroll = kT > 2 ? 4 : 8;
+__device__ __forceinline__ void compute(const Neurons& a, Staged<kType, kT>& x, int neuron, size_t slot,
+                                        unsigned wanted, float (&act)[kT]) {
+  constexpr int kUnroll = kT > (Weights<kType>::kBlocks ? 1 : 2) ? 4 : 8;  // as registers allow
   const bool gated = a.gate.rows > 0;
   bool idle = wanted == 0;
   float sum[1][kT];
@@ -123,7 +124,8 @@ void neurons(void* stream, const Neurons& a) {
       constexpr int kT = decltype(t)::value;
       constexpr DType kType = decltype(w)::value;
       const int blocks = std::min((a.n_neurons + kWarps<kT> - 1) / kWarps<kT>, kBlocks);
-      PI_LAUNCH((compute_neurons<kType, kT>), dim3(blocks), dim3(kWarps<kT> * kWarp), (Tiles<kType, kT>::shared_bytes(a.x.cols)), stream, a);
+      PI_LAUNCH((compute_neurons<kType, kT>), dim3(blocks), dim3(kWarps<kT> * kWarp),
+                (Tiles<kType, kT>::shared_bytes(a.x.cols)), stream, a);
     });
   });
 }

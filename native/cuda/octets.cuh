@@ -1,5 +1,5 @@
-// How the down projection reads rows of weights: each lane eight columns, the same of one row after the other. They are two
-// runs of four; in q4_0 the low and the high halves of four bytes.
+// How the down projection reads rows of weights: each lane eight columns, the same of one row after the other. They are
+// two runs of four; in q4_0 the low and the high halves of four bytes.
 #pragma once
 
 #include "cuda/weights.cuh"
@@ -16,7 +16,8 @@ __device__ __forceinline__ int octet_column(DType type, int o, int run) {
 // Bytes b0 … b3 of x, less `offset` each, as floats: as the low bits of a float's mantissa, at the place of the units.
 __device__ __forceinline__ void bytes_to_floats(unsigned x, float offset, float* out) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) out[i] = __uint_as_float(__byte_perm(x, 0x4b000000u, 0x7440u | i)) - (8388608.0f + offset);
+  for (int i = 0; i < 4; ++i)
+    out[i] = __uint_as_float(__byte_perm(x, 0x4b000000u, 0x7440u | i)) - (8388608.0f + offset);
 }
 
 // Per type: load (octet o of a row of `cols` columns), and the values [8] with a factor, the scale of block types.

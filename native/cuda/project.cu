@@ -24,7 +24,9 @@ struct Job {
 template <int kT>
 constexpr int kRowsAWarp = kT > 2 ? 2 : 1;
 template <int kT>
-constexpr int kUnroll = kT > 4 ? 2 : kT > 2 ? 4 : 8;
+constexpr int kUnroll = kT > 4   ? 2
+                        : kT > 2 ? 4
+                                 : 8;
 
 __device__ __forceinline__ void store(const Job& a, const Project::Output& o, int t, int i, float sum) {
   float* y = o.y + size_t(t) * o.w.rows + i;
@@ -72,8 +74,8 @@ void launch(void* stream, Job& job, DType type) {
     }
     with_weight_type(type, [&](auto w) {
       constexpr DType kType = decltype(w)::value;
-      PI_LAUNCH((project_rows<kType, kT>), dim3(job.first_block[3]), dim3(kWarps * kWarp), (Tiles<kType, kT>::shared_bytes(job.x.cols)), stream,
-                job);
+      PI_LAUNCH((project_rows<kType, kT>), dim3(job.first_block[3]), dim3(kWarps * kWarp),
+                (Tiles<kType, kT>::shared_bytes(job.x.cols)), stream, job);
     });
   });
 }

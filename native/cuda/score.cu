@@ -71,7 +71,8 @@ template <DType kType>
 void launch(void* stream, const Score& a) {
   with_rows(a.rows, [&](auto t) {
     constexpr int kT = decltype(t)::value;
-    PI_LAUNCH((score_neurons<kType, kT>), dim3(mask_words(a.w.rows)), dim3(kWarps * kWarp), (Tiles<kType, kT>::shared_bytes(a.x.cols)), stream, a);
+    PI_LAUNCH((score_neurons<kType, kT>), dim3(mask_words(a.w.rows)), dim3(kWarps * kWarp),
+              (Tiles<kType, kT>::shared_bytes(a.x.cols)), stream, a);
   });
 }
 

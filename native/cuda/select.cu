@@ -36,7 +36,8 @@ __device__ __forceinline__ int threads_before(int x, int* shared, int& all) {
   return __shfl_sync(kAllLanes, sums_before, warp) + before;
 }
 
-// Writes the neurons of a warp's 32 words, the lanes side by side; lane l has word `first + l` and the place of its first.
+// Writes the neurons of a warp's 32 words, the lanes side by side; lane l has word `first + l` and the place of its
+// first.
 __device__ __forceinline__ void write_list(int32_t* list, int first, uint32_t here, int place) {
   const int lane = threadIdx.x % kWarp;
   for (int w = 0; w < kWarp; ++w) {

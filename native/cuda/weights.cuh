@@ -1,5 +1,5 @@
-// How kernels read rows of weights (cuda/layout.h). A row is cut into chunks of 16 bytes of elements, one a lane and load;
-// what x has at a chunk's columns lies in `kUnits` units of 16 bytes: floats, quants or, for signs, bits.
+// How kernels read rows of weights (cuda/layout.h). A row is cut into chunks of 16 bytes of elements, one a lane and
+// load; what x has at a chunk's columns lies in `kUnits` units of 16 bytes: floats, quants or, for signs, bits.
 #pragma once
 
 #include "base/types.h"
@@ -12,7 +12,9 @@ namespace pi::cuda {
 __device__ __forceinline__ uint4 load_once(const uint4* p) {
 #if defined(__CUDA_ARCH__)
   uint4 v;
-  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "l"(p));
   return v;
 #else
   return *p;
@@ -89,9 +91,12 @@ struct Weights<DType::kF32> {
   struct Values {
     float w[kColumns];
     __device__ __forceinline__ void unpack(const Chunk& c) {
-      w[0] = __uint_as_float(c.x), w[1] = __uint_as_float(c.y), w[2] = __uint_as_float(c.z), w[3] = __uint_as_float(c.w);
+      w[0] = __uint_as_float(c.x), w[1] = __uint_as_float(c.y), w[2] = __uint_as_float(c.z),
+      w[3] = __uint_as_float(c.w);
     }
-    __device__ __forceinline__ float dot(const uint4 (&x)[kUnits], float, float sum) const { return add_products(w, x[0], sum); }
+    __device__ __forceinline__ float dot(const uint4 (&x)[kUnits], float, float sum) const {
+      return add_products(w, x[0], sum);
+    }
   };
   static __device__ __forceinline__ Chunk load(const uint8_t* row, int cols, int c) {
     return load_once(reinterpret_cast<const uint4*>(row) + c);

@@ -144,7 +144,8 @@ struct Layer {
   }
   void neurons() { kernels_of_device().neurons(stream(), neurons_args()); }
   void run_down() {
-    kernels_of_device().down(stream(), {device_down.view, c.slots ? device_slots.data() : nullptr, active.data(), act.data(), c.neurons, c.rows, c.parts, parts.data()});
+    kernels_of_device().down(stream(), {device_down.view, c.slots ? device_slots.data() : nullptr, active.data(),
+                                        act.data(), c.neurons, c.rows, c.parts, parts.data()});
   }
   // What the layer adds to the stream: everything, from the list on.
   std::vector<float> run() {
@@ -159,7 +160,8 @@ struct Layer {
 };
 
 std::string name_of(const Case& c) {
-  return std::string(type_name(c.type)) + ", dim " + std::to_string(c.dim) + ", " + std::to_string(c.neurons) + " neurons, " + std::to_string(c.rows) + " rows";
+  return std::string(type_name(c.type)) + ", dim " + std::to_string(c.dim) + ", " + std::to_string(c.neurons) +
+         " neurons, " + std::to_string(c.rows) + " rows";
 }
 
 // ------------------------------------------------------------------------------------------------------------- neurons
@@ -171,12 +173,15 @@ struct Act {
 Act twin_of(const Layer& layer, int i, int t) {
   const Case& c = layer.c;
   const Dot u = dot(layer.up, i, layer.x, t);
-  const double up = u.sum + (c.bias ? layer.up_bias[i] : 0.0), up_error = sum_tolerance(c.dim, u.magnitude + std::fabs(up));
+  const double up = u.sum + (c.bias ? layer.up_bias[i] : 0.0),
+               up_error = sum_tolerance(c.dim, u.magnitude + std::fabs(up));
   if (!c.gated) return {unary(c, up), slope(c, up) * up_error + 1e-6 * std::fabs(unary(c, up))};
   const Dot g = dot(layer.gate, i, layer.x, t);
-  const double gate = g.sum + (c.bias ? layer.gate_bias[i] : 0.0), gate_error = sum_tolerance(c.dim, g.magnitude + std::fabs(gate));
+  const double gate = g.sum + (c.bias ? layer.gate_bias[i] : 0.0),
+               gate_error = sum_tolerance(c.dim, g.magnitude + std::fabs(gate));
   const double f = unary(c, gate), factor = c.both ? unary(c, up) : up;
-  double tolerance = slope(c, gate) * gate_error * (std::fabs(factor) + up_error) + slope(c, up) * up_error * std::fabs(f) + 2e-6 * std::fabs(f * factor);
+  double tolerance = slope(c, gate) * gate_error * (std::fabs(factor) + up_error) +
+                     slope(c, up) * up_error * std::fabs(f) + 2e-6 * std::fabs(f * factor);
   if (c.f == Unary::kFatRelu && std::fabs(gate - kFatThreshold) <= gate_error) tolerance += std::fabs(gate * factor);
   return {f * factor, tolerance};
 }
@@ -217,28 +222,32 @@ std::string check_neurons(const Case& c, uint32_t seed) {
   return problem;
 }
 
-const Check neuron_checks("neurons: every type, activation and list; a neuron nobody asked for is 0 whatever its bias", [] {
-  std::vector<Case> cases;
-  for (DType type : kWeightTypes) {
-    for (int dim : {32, 256}) {
-      for (int rows : {1, 3, 8}) cases.push_back({.type = type, .dim = dim, .neurons = 21, .rows = rows, .slots = rows != 3});
-    }
-    cases.push_back({.type = type, .dim = 1152, .neurons = 9, .rows = 17});
-    cases.push_back({.type = type, .dim = 256, .neurons = 9, .rows = 2, .masked = false, .saturate = true});
-  }
-  for (Unary f : {Unary::kRelu, Unary::kRelu2, Unary::kFatRelu, Unary::kSilu, Unary::kGelu, Unary::kGeluTanh}) {
-    for (bool gated : {false, true}) cases.push_back({.type = DType::kF32, .neurons = 40, .rows = 2, .f = f, .gated = gated, .bias = f != Unary::kRelu2});
-  }
-  cases.push_back({.neurons = 40, .rows = 3, .both = true});
-  for (double listed : {0.0, 0.03, 1.0}) cases.push_back({.neurons = 65, .rows = 2, .listed = listed});
-  cases.push_back({.dim = 8, .neurons = 4200});  // more than all blocks take at once
-  uint32_t seed = 1;
-  for (const Case& c : cases) {
-    const std::string problem = check_neurons(c, seed += 10);
-    if (!problem.empty()) return problem;
-  }
-  return std::string();
-});
+const Check neuron_checks(
+    "neurons: every type, activation and list; a neuron nobody asked for is 0 whatever its bias", [] {
+      std::vector<Case> cases;
+      for (DType type : kWeightTypes) {
+        for (int dim : {32, 256}) {
+          for (int rows : {1, 3, 8})
+            cases.push_back({.type = type, .dim = dim, .neurons = 21, .rows = rows, .slots = rows != 3});
+        }
+        cases.push_back({.type = type, .dim = 1152, .neurons = 9, .rows = 17});
+        cases.push_back({.type = type, .dim = 256, .neurons = 9, .rows = 2, .masked = false, .saturate = true});
+      }
+      for (Unary f : {Unary::kRelu, Unary::kRelu2, Unary::kFatRelu, Unary::kSilu, Unary::kGelu, Unary::kGeluTanh}) {
+        for (bool gated : {false, true})
+          cases.push_back(
+              {.type = DType::kF32, .neurons = 40, .rows = 2, .f = f, .gated = gated, .bias = f != Unary::kRelu2});
+      }
+      cases.push_back({.neurons = 40, .rows = 3, .both = true});
+      for (double listed : {0.0, 0.03, 1.0}) cases.push_back({.neurons = 65, .rows = 2, .listed = listed});
+      cases.push_back({.dim = 8, .neurons = 4200});  // more than all blocks take at once
+      uint32_t seed = 1;
+      for (const Case& c : cases) {
+        const std::string problem = check_neurons(c, seed += 10);
+        if (!problem.empty()) return problem;
+      }
+      return std::string();
+    });
 
 // ---------------------------------------------------------------------------------------------------------------- down
 
@@ -247,7 +256,8 @@ std::string check_down(const Case& c, uint32_t seed) {
   std::vector<float> act = random_vector(size_t(c.neurons) * c.rows, seed + 8);
   std::vector<bool> active(c.neurons);
   for (int i : layer.list) active[i] = true;
-  for (size_t i = 0; i < act.size(); ++i) act[i] = !active[i / c.rows] ? NAN : i % 3 ? act[i] : 0.0f;  // what is idle is not read
+  for (size_t i = 0; i < act.size(); ++i)
+    act[i] = !active[i / c.rows] ? NAN : i % 3 ? act[i] : 0.0f;  // what is idle is not read
   layer.act.set(act);
   std::vector<uint32_t> words = bit_words(active);
   words.push_back(0);
@@ -263,11 +273,13 @@ std::string check_down(const Case& c, uint32_t seed) {
       }
       for (int s = 0; s < c.parts; ++s) actual += parts[(size_t(s) * c.rows + t) * c.dim + col];
       if (!(std::fabs(actual - expected) <= sum_tolerance(c.neurons, magnitude))) {
-        return differs(name_of(c) + ", " + std::to_string(c.parts) + " parts: row " + std::to_string(t) + ", column", col, expected, actual);
+        return differs(name_of(c) + ", " + std::to_string(c.parts) + " parts: row " + std::to_string(t) + ", column",
+                       col, expected, actual);
       }
     }
   }
-  return same_bits(name_of(c) + ": active neurons' words afterwards", std::vector<uint32_t>(words.size()), layer.active.get());
+  return same_bits(name_of(c) + ": active neurons' words afterwards", std::vector<uint32_t>(words.size()),
+                   layer.active.get());
 }
 
 const Check down_checks("down: every type, any number of active neurons; the active bits are cleared", [] {
@@ -275,7 +287,12 @@ const Check down_checks("down: every type, any number of active neurons; the act
   for (DType type : kWeightTypes) {
     for (int rows : {1, 2, 3, 8, 17}) {
       const Case cases[] = {{.type = type, .dim = 32, .neurons = 37, .rows = rows, .parts = 1},
-                            {.type = type, .dim = rows == 3 ? 1152 : 288, .neurons = rows == 3 ? 40 : 300, .rows = rows, .slots = rows != 2, .parts = 4}};
+                            {.type = type,
+                             .dim = rows == 3 ? 1152 : 288,
+                             .neurons = rows == 3 ? 40 : 300,
+                             .rows = rows,
+                             .slots = rows != 2,
+                             .parts = 4}};
       for (const Case& c : cases) {
         const std::string problem = check_down(c, seed += 10);
         if (!problem.empty()) return problem;
@@ -284,7 +301,8 @@ const Check down_checks("down: every type, any number of active neurons; the act
   }
   for (double listed : {0.0, 0.001, 1.0}) {
     for (int parts : {1, 16}) {
-      const std::string problem = check_down({.dim = 64, .neurons = 5000, .rows = 1, .listed = listed, .parts = parts}, seed += 10);
+      const std::string problem =
+          check_down({.dim = 64, .neurons = 5000, .rows = 1, .listed = listed, .parts = parts}, seed += 10);
       if (!problem.empty()) return problem;
     }
   }
@@ -295,7 +313,8 @@ const Check down_checks("down: every type, any number of active neurons; the act
   return std::string();
 });
 
-// ------------------------------------------------------------------------------------------- what must not change a bit
+// ------------------------------------------------------------------------------------------- what must not change a
+// bit
 
 const Check idle("ffn: which idle neurons are listed changes nothing, nor do masks of ones, nor another run", [] {
   for (DType type : kWeightTypes) {
@@ -329,17 +348,21 @@ const Check alone("ffn: a row's bits do not depend on the rows beside it", [] {
       const std::vector<float> x(all.x.x.begin() + t * 1120, all.x.x.begin() + (t + 1) * 1120);
       Layer one({.type = type, .dim = 1120, .neurons = 40, .listed = 1}, 6);
       const Rows row(type, 1, 1120, x);
-      one.x.device_x.set(x), one.x.device_quants.set(row.device_quants.get()), one.x.device_scales.set(row.device_scales.get());
+      one.x.device_x.set(x), one.x.device_quants.set(row.device_quants.get()),
+          one.x.device_scales.set(row.device_scales.get());
       one.masks = {all.masks[t]};
       one.set_masks();
-      const std::string problem = same_bits(std::string(type_name(type)) + ", row " + std::to_string(t), std::vector<float>(together.begin() + t * 1120, together.begin() + (t + 1) * 1120), one.run());
+      const std::string problem =
+          same_bits(std::string(type_name(type)) + ", row " + std::to_string(t),
+                    std::vector<float>(together.begin() + t * 1120, together.begin() + (t + 1) * 1120), one.run());
       if (!problem.empty()) return problem;
     }
   }
   return std::string();
 });
 
-// ------------------------------------------------------------------------------------------------------------ the CPU's
+// ------------------------------------------------------------------------------------------------------------ the
+// CPU's
 
 MatrixView view_of(const HostWeights& w) {
   MatrixView out;
@@ -351,21 +374,33 @@ MatrixView view_of(const HostWeights& w) {
 const Check cpu("ffn: what the CPU's FFN computes", [] {
   for (DType type : kWeightTypes) {
     for (Activation activation : {Activation::kRelu, Activation::kDRelu, Activation::kFatRelu}) {
-      Layer layer({.type = type, .dim = 288, .neurons = 200, .rows = 2, .both = activation == Activation::kDRelu, .listed = 1, .masked = false}, 9);
+      Layer layer({.type = type,
+                   .dim = 288,
+                   .neurons = 200,
+                   .rows = 2,
+                   .both = activation == Activation::kDRelu,
+                   .listed = 1,
+                   .masked = false},
+                  9);
       layer.c.f = activation == Activation::kFatRelu ? Unary::kFatRelu : Unary::kRelu;
       ModelConfig config;
-      config.dim = 288, config.n_neurons = 200, config.activation = activation, config.fatrelu_threshold = kFatThreshold;
+      config.dim = 288, config.n_neurons = 200, config.activation = activation,
+      config.fatrelu_threshold = kFatThreshold;
       LayerWeights weights;
       weights.gate = view_of(layer.gate), weights.up = view_of(layer.up), weights.down_t = view_of(layer.down);
       weights.gate_bias = layer.gate_bias.data(), weights.up_bias = layer.up_bias.data();
       std::vector<float> expected(2 * 288);
-      std::vector<SparseRow> rows{{layer.x.x.data(), expected.data(), false, {}, {}}, {layer.x.x.data() + 288, expected.data() + 288, false, {}, {}}};
+      std::vector<SparseRow> rows{{layer.x.x.data(), expected.data(), false, {}, {}},
+                                  {layer.x.x.data() + 288, expected.data() + 288, false, {}, {}}};
       Ffn(config, kernels::active()).sparse(weights, 0, rows, Executor{});
       const std::vector<float> actual = layer.run();
       double squares = 0, errors = 0;
-      for (size_t i = 0; i < actual.size(); ++i) squares += double(expected[i]) * expected[i], errors += std::pow(double(actual[i]) - expected[i], 2);
+      for (size_t i = 0; i < actual.size(); ++i)
+        squares += double(expected[i]) * expected[i], errors += std::pow(double(actual[i]) - expected[i], 2);
       // Sums of 288 and 200 products, each rounded once, relative to the output's norm.
-      if (!(errors <= squares * 1e-10) || squares == 0) return differs(std::string(type_name(type)) + ": relative error of activation", size_t(activation), 0, std::sqrt(errors / squares));
+      if (!(errors <= squares * 1e-10) || squares == 0)
+        return differs(std::string(type_name(type)) + ": relative error of activation", size_t(activation), 0,
+                       std::sqrt(errors / squares));
     }
   }
   return std::string();

@@ -21,7 +21,8 @@ constexpr uint32_t kStep = 0xffffffffu;
 
 std::string check_merge(const Case& c, uint32_t seed) {
   const size_t n = size_t(c.rows) * c.dim;
-  const std::vector<float> base = random_vector(n, seed), bias = random_vector(c.dim, seed + 1), parts = random_vector(n * c.parts, seed + 2), host = random_vector(n, seed + 3);
+  const std::vector<float> base = random_vector(n, seed), bias = random_vector(c.dim, seed + 1),
+                           parts = random_vector(n * c.parts, seed + 2), host = random_vector(n, seed + 3);
   const DeviceArray<float> device_base(base), device_bias(bias), device_parts(parts), device_y(n);
   HostArray<float> from_host(n), host_y(n);
   HostArray<uint32_t> words(3);  // the host's flag, abort, the device's flag
@@ -54,7 +55,9 @@ std::string check_merge(const Case& c, uint32_t seed) {
     for (int s = 0; s < c.parts; ++s) sum += parts[s * n + i];
     expected[i] = waits ? sum + host[i] : sum;
   }
-  const std::vector<float> actual = c.page_locked ? std::vector<float>(host_y.data(), host_y.data() + n) : c.in_place ? device_base.get() : device_y.get();
+  const std::vector<float> actual = c.page_locked ? std::vector<float>(host_y.data(), host_y.data() + n)
+                                    : c.in_place  ? device_base.get()
+                                                  : device_y.get();
   std::string problem = same_bits("sum", expected, actual);
   if (problem.empty() && c.page_locked && words[2] != kStep) problem = "no signal";
   if (problem.empty() && arrivals.get()[0] != 0) problem = "arrivals are not 0 again";
@@ -62,9 +65,10 @@ std::string check_merge(const Case& c, uint32_t seed) {
 }
 
 const Check sums("merge: base, bias, parts and the host's sums in order, to the device or to the host", [] {
-  const Case cases[] = {{1, 256, 3, true, true, false, true, false},  {3, 100, 1, true, false, true, true, false},   {2, 33, 16, false, true, true, false, true},
-                        {1, 1, 0, true, false, true, false, false},   {4, 300, 2, true, true, true, false, true, 0}, {4, 300, 2, true, true, true, false, true, 5},
-                        {1, 128, 0, true, false, false, false, true}, {17, 96, 8, true, false, false, true, false}};
+  const Case cases[] = {{1, 256, 3, true, true, false, true, false},   {3, 100, 1, true, false, true, true, false},
+                        {2, 33, 16, false, true, true, false, true},   {1, 1, 0, true, false, true, false, false},
+                        {4, 300, 2, true, true, true, false, true, 0}, {4, 300, 2, true, true, true, false, true, 5},
+                        {1, 128, 0, true, false, false, false, true},  {17, 96, 8, true, false, false, true, false}};
   uint32_t seed = 1;
   for (const Case& c : cases) {
     const std::string problem = check_merge(c, seed += 10);
@@ -105,7 +109,8 @@ const Check aborted("merge: waits no more once the step is aborted", [] {
   HostArray<uint32_t> words(2);
   words[1] = 1;
   Merge a;
-  a.base = y.data(), a.y = y.data(), a.host = host.data(), a.wait = {&words[0], step.data(), &words[1]}, a.rows = 1, a.dim = 8;
+  a.base = y.data(), a.y = y.data(), a.host = host.data(), a.wait = {&words[0], step.data(), &words[1]}, a.rows = 1,
+  a.dim = 8;
   kernels_of_device().merge(stream(), a);
   finish();
   return std::string();

@@ -13,7 +13,8 @@ struct Case {
 };
 
 std::string name_of(const Case& c) {
-  return std::string(type_name(c.type)) + " [" + std::to_string(c.rows) + ", " + std::to_string(c.cols) + "] of " + std::to_string(c.tokens);
+  return std::string(type_name(c.type)) + " [" + std::to_string(c.rows) + ", " + std::to_string(c.cols) + "] of " +
+         std::to_string(c.tokens);
 }
 
 // One output of a launch, its inputs and its twin.
@@ -42,7 +43,8 @@ struct Output {
         const double others = (c.bias ? bias[i] : 0.0) + (c.add ? before[at] : 0.0);
         double expected = twin.sum + others;
         if (c.relu) expected = std::max(expected, 0.0);
-        if (!(std::fabs(actual[at] - expected) <= sum_tolerance(c.cols, twin.magnitude + std::fabs(others)))) return differs(name_of(c), at, expected, actual[at]);
+        if (!(std::fabs(actual[at] - expected) <= sum_tolerance(c.cols, twin.magnitude + std::fabs(others))))
+          return differs(name_of(c), at, expected, actual[at]);
       }
     }
     return "";
@@ -92,7 +94,9 @@ const Check tiles("project: rows longer than what is staged at once", [] {
   return std::string();
 });
 
-const Check blocks("project: more rows than a block's warps take at once", [] { return run({DType::kF16, 8211, 8, 1}, 9); });
+const Check blocks("project: more rows than a block's warps take at once", [] {
+  return run({DType::kF16, 8211, 8, 1}, 9);
+});
 
 const Check outputs("project: three outputs of two types, with bias, added to what is there, or cut at 0", [] {
   const int tokens = 3, cols = 160;
@@ -102,7 +106,8 @@ const Check outputs("project: three outputs of two types, with bias, added to wh
     v.rows = 19;
     Output q_out(q, 10), k_out(k, 20), v_out(v, 30);
     const Rows x(DType::kQ4_0, tokens, cols, 40);
-    kernels_of_device().project(stream(), {{q_out.view(q), k_out.view(k), v_out.view(v)}, x.view(), tokens, q.add, q.relu});
+    kernels_of_device().project(stream(),
+                                {{q_out.view(q), k_out.view(k), v_out.view(v)}, x.view(), tokens, q.add, q.relu});
     for (auto& [out, c] : {std::pair<Output&, Case&>(q_out, q), {k_out, k}, {v_out, v}}) {
       const std::string problem = out.compare(c, x);
       if (!problem.empty()) return problem;
@@ -120,7 +125,8 @@ const Check alone("project: a row's bits do not depend on the rows beside it", [
     const auto project = [&](int first, int n) {
       DeviceArray<float> y(size_t(n) * rows);
       const size_t at = size_t(first) * cols;
-      const cuda::DeviceRows view{x.device_x.data() + at, x.device_quants.data() + at, x.device_scales.data() + at / kQuantBlock, cols};
+      const cuda::DeviceRows view{x.device_x.data() + at, x.device_quants.data() + at,
+                                  x.device_scales.data() + at / kQuantBlock, cols};
       kernels_of_device().project(stream(), {{{device_w.view, nullptr, y.data()}}, view, n});
       return y.get();
     };

@@ -29,10 +29,12 @@ struct ScoreCase {
 struct Twin {
   double score, tolerance;
 };
-Twin twin_of(const HostWeights& w, const Rows& x, int i, int t, const std::vector<float>& scale, const std::vector<float>& bias) {
+Twin twin_of(const HostWeights& w, const Rows& x, int i, int t, const std::vector<float>& scale,
+             const std::vector<float>& bias) {
   if (w.type == DType::kBit) {
     int differing = 0;
-    for (int c = 0; c < w.cols; ++c) differing += std::signbit(w.values[size_t(i) * w.cols + c]) != std::signbit(x.x[size_t(t) * w.cols + c]);
+    for (int c = 0; c < w.cols; ++c)
+      differing += std::signbit(w.values[size_t(i) * w.cols + c]) != std::signbit(x.x[size_t(t) * w.cols + c]);
     return {scale[i] * static_cast<float>(w.cols - 2 * differing) + bias[i], 0};  // rounded as on the CPU
   }
   const Dot sum = dot(w, i, x, t);
@@ -44,7 +46,8 @@ std::string check_score(const ScoreCase& c, uint32_t seed) {
   const HostWeights w(c.type, c.neurons, c.cols, seed);
   const DeviceWeights device_w = w.to_device();
   Rows x(c.type, c.rows, c.cols, seed + 1);
-  const std::vector<float> scale = random_vector(c.neurons, seed + 2), bias = c.bias ? random_vector(c.neurons, seed + 3) : std::vector<float>();
+  const std::vector<float> scale = random_vector(c.neurons, seed + 2),
+                           bias = c.bias ? random_vector(c.neurons, seed + 3) : std::vector<float>();
   const DeviceArray<float> device_scale(scale), device_bias(bias);
   std::vector<uint8_t> modes(c.rows);
   for (int t = 0; t < c.rows; ++t) modes[t] = t == 1 || t == 9 ? t % 2 : 2;  // dense and exact rows between the others
@@ -54,7 +57,8 @@ std::string check_score(const ScoreCase& c, uint32_t seed) {
   cuda::DeviceRows view = x.view();
   if (!c.has_quants) view.quants = nullptr, view.scales = nullptr;
   const float threshold = 0.3f;
-  kernels_of_device().score(stream(), {device_w.view, device_scale.data(), c.bias ? device_bias.data() : nullptr, view, threshold, device_modes.data(), mask.data(), c.rows});
+  kernels_of_device().score(stream(), {device_w.view, device_scale.data(), c.bias ? device_bias.data() : nullptr, view,
+                                       threshold, device_modes.data(), mask.data(), c.rows});
   const std::vector<uint32_t> bits = mask.get();
   for (int t = 0; t < c.rows; ++t) {
     for (int i = 0; i < 32 * words; ++i) {
@@ -65,7 +69,8 @@ std::string check_score(const ScoreCase& c, uint32_t seed) {
         if (twin.tolerance > 0 && std::fabs(twin.score - threshold) <= twin.tolerance) continue;
         expected = twin.score >= threshold;
       }
-      if (actual != expected) return differs(std::string(type_name(c.type)) + ", row " + std::to_string(t) + ": neuron", i, expected, actual);
+      if (actual != expected)
+        return differs(std::string(type_name(c.type)) + ", row " + std::to_string(t) + ": neuron", i, expected, actual);
     }
   }
   return "";
@@ -73,10 +78,20 @@ std::string check_score(const ScoreCase& c, uint32_t seed) {
 
 const Check scores("score: every type, rows of all modes, neurons that are no multiple of 32", [] {
   const ScoreCase cases[] = {
-      {DType::kF32, 33, 96, 3},         {DType::kF16, 100, 256, 1},         {DType::kF16, 1, 100, 17, true, false}, {DType::kBF16, 31, 1152, 8},
-      {DType::kQ8_0, 64, 96, 2},        {DType::kQ8_0, 33, 1152, 5, false}, {DType::kQ4_0, 45, 256, 8},             {DType::kQ4_0, 45, 4128, 1, false},
-      {DType::kQ4_0, 7, 32, 17, false}, {DType::kBit, 65, 256, 1},          {DType::kBit, 40, 1160, 11},            {DType::kBit, 3, 8, 2},
-      {DType::kF16, 64, 8, 2},          {DType::kF32, 5, 3, 4},
+      {DType::kF32, 33, 96, 3},
+      {DType::kF16, 100, 256, 1},
+      {DType::kF16, 1, 100, 17, true, false},
+      {DType::kBF16, 31, 1152, 8},
+      {DType::kQ8_0, 64, 96, 2},
+      {DType::kQ8_0, 33, 1152, 5, false},
+      {DType::kQ4_0, 45, 256, 8},
+      {DType::kQ4_0, 45, 4128, 1, false},
+      {DType::kQ4_0, 7, 32, 17, false},
+      {DType::kBit, 65, 256, 1},
+      {DType::kBit, 40, 1160, 11},
+      {DType::kBit, 3, 8, 2},
+      {DType::kF16, 64, 8, 2},
+      {DType::kF32, 5, 3, 4},
   };
   uint32_t seed = 100;
   for (const ScoreCase& c : cases) {
@@ -104,7 +119,8 @@ const Check cpu_signs("score: signs choose the neurons that the CPU's predictor 
   const DeviceArray<uint32_t> mask(size_t(rows) * mask_words(neurons));
   // A threshold that some scores equal: reaching it is enough.
   const float threshold = scores[5];
-  kernels_of_device().score(stream(), {device_w.view, device_scale.data(), device_bias.data(), x.view(), threshold, modes.data(), mask.data(), rows});
+  kernels_of_device().score(stream(), {device_w.view, device_scale.data(), device_bias.data(), x.view(), threshold,
+                                       modes.data(), mask.data(), rows});
   std::vector<uint32_t> expected;
   for (int t = 0; t < rows; ++t) {
     std::vector<bool> reach(neurons);
@@ -143,7 +159,15 @@ std::string check_select(const SelectCase& c, uint32_t seed) {
   const DeviceArray<int32_t> list(c.neurons), counts(2);
   HostArray<uint32_t> host(masks.size() + 2);  // the copy, the flag, abort
   const DeviceArray<uint32_t> step(std::vector<uint32_t>{17});
-  cuda::Select a{c.masked ? device_masks.data() : nullptr, device_resident.data(), c.neurons, c.rows, list.data(), counts.data(), counts.data() + 1, nullptr, {}};
+  cuda::Select a{c.masked ? device_masks.data() : nullptr,
+                 device_resident.data(),
+                 c.neurons,
+                 c.rows,
+                 list.data(),
+                 counts.data(),
+                 counts.data() + 1,
+                 nullptr,
+                 {}};
   if (c.masked) a.host_mask = host.data(), a.signal = {&host[masks.size()], step.data(), &host[masks.size() + 1]};
   kernels_of_device().select(stream(), a);
   const std::vector<int32_t> found = counts.get();
@@ -154,7 +178,8 @@ std::string check_select(const SelectCase& c, uint32_t seed) {
   actual.resize(found[0]);
   std::string problem = same_bits(name + ", list", expected, actual);
   if (problem.empty() && c.masked) {
-    problem = same_bits(name + ", the host's copy", masks, std::vector<uint32_t>(host.data(), host.data() + masks.size()));
+    problem =
+        same_bits(name + ", the host's copy", masks, std::vector<uint32_t>(host.data(), host.data() + masks.size()));
     if (host[masks.size()] != 17) problem += " no signal";
   }
   return problem;
@@ -163,8 +188,8 @@ std::string check_select(const SelectCase& c, uint32_t seed) {
 const Check lists("select: lists in order, cold neurons counted row by row, masks for the host", [] {
   uint32_t seed = 1000;
   for (int neurons : {1, 31, 32, 33, 1000, 33000}) {
-    const SelectCase cases[] = {{neurons, 1, true, 0.5, 0.3}, {neurons, 3, true, 0.9, 0.1}, {neurons, 2, false, 0.4, 1}, {neurons, 2, true, 0, 1},
-                                {neurons, 17, true, 1, 0.05}, {neurons, 1, true, 1, 0}};
+    const SelectCase cases[] = {{neurons, 1, true, 0.5, 0.3}, {neurons, 3, true, 0.9, 0.1}, {neurons, 2, false, 0.4, 1},
+                                {neurons, 2, true, 0, 1},     {neurons, 17, true, 1, 0.05}, {neurons, 1, true, 1, 0}};
     for (const SelectCase& c : cases) {
       if (neurons > 10000 && c.rows != 3) continue;
       const std::string problem = check_select(c, seed += 40);

@@ -32,8 +32,10 @@ struct HostWeights {
 
   HostWeights(DType type, int rows, int cols, uint32_t seed, bool saturate = false)
       : type(type), rows(rows), cols(cols), bytes(rows * row_bytes(type, cols)), values(size_t(rows) * cols) {
-    const std::vector<float> x = random_values(values.size(), seed, saturate ? 1e4f : 1.0f / std::sqrt(static_cast<float>(cols)), saturate);
-    quant::convert(reinterpret_cast<const uint8_t*>(x.data()), DType::kF32, bytes.data(), type, rows, cols, false, quant::Scales::kPlain, 1);
+    const std::vector<float> x =
+        random_values(values.size(), seed, saturate ? 1e4f : 1.0f / std::sqrt(static_cast<float>(cols)), saturate);
+    quant::convert(reinterpret_cast<const uint8_t*>(x.data()), DType::kF32, bytes.data(), type, rows, cols, false,
+                   quant::Scales::kPlain, 1);
     if (type == DType::kBit) {
       values = x;
     } else {
@@ -51,9 +53,16 @@ struct Rows {
   DeviceArray<float> device_x, device_scales;
   DeviceArray<int8_t> device_quants;
 
-  Rows(DType type, int n, int cols, uint32_t seed, bool saturate = false) : Rows(type, n, cols, random_values(size_t(n) * cols, seed, saturate ? 1e3f : 1.0f, saturate)) {}
+  Rows(DType type, int n, int cols, uint32_t seed, bool saturate = false)
+      : Rows(type, n, cols, random_values(size_t(n) * cols, seed, saturate ? 1e3f : 1.0f, saturate)) {}
   Rows(DType type, int n, int cols, const std::vector<float>& from)
-      : n(n), cols(cols), x(from), values(from.begin(), from.end()), device_x(from), device_scales(size_t(n) * cols / kQuantBlock), device_quants(size_t(n) * cols) {
+      : n(n),
+        cols(cols),
+        x(from),
+        values(from.begin(), from.end()),
+        device_x(from),
+        device_scales(size_t(n) * cols / kQuantBlock),
+        device_quants(size_t(n) * cols) {
     if (block_size(type) != kQuantBlock) return;
     std::vector<int8_t> quants(x.size());
     std::vector<float> scales(x.size() / kQuantBlock);
@@ -86,8 +95,8 @@ inline Dot dot(const HostWeights& w, int row, const Rows& x, int t) {
   return out;
 }
 
-// Rounding error of a sum of n products in f32, whatever its order: n * eps * sum |a b| (Higham, 2002), with slack for the
-// products by scales.
+// Rounding error of a sum of n products in f32, whatever its order: n * eps * sum |a b| (Higham, 2002), with slack for
+// the products by scales.
 inline double sum_tolerance(int n, double magnitude) { return (n + 8) * 6e-8 * magnitude + 1e-30; }
 
 inline std::string differs(const std::string& what, size_t i, double expected, double actual) {

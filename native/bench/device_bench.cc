@@ -1,0 +1,243 @@
+// Kernels of decoding on the GPU, in GB/s of weights, and as a share of what the device reads at best.
+//   PI_DEVICE=cuda build/Release/pi_device_bench [megabytes of weights] [dim] [neurons]
+// Without shapes those of models of 7 and 13 billion parameters; on the emulator tiny ones, whose speed means nothing.
+// Weights are read from memory, not from L2: a pass goes through all of them before it comes back. Best of several
+// passes, by the device's clock. The last line is JSON.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cuda/device.h"
+#include "cuda/kernels.h"
+#include "cuda/layout.h"
+
+namespace pi::bench {
+namespace {
+
+using namespace pi::cuda;
+
+struct Shape {
+  int dim, neurons;
+};
+
+constexpr int kPasses = 7, kParts = 16, kMostRows = 8;
+
+// Device memory for as long as the program runs.
+template <typename T>
+T* device_array(Device& device, size_t n) {
+  void* const memory = device.allocate(n * sizeof(T));
+  if (!memory) throw std::runtime_error("the device has no " + std::to_string(n * sizeof(T)) + " bytes left");
+  device.zero(Queue::kCompute, memory, n * sizeof(T));
+  return static_cast<T*>(memory);
+}
+
+template <typename T>
+T* device_array(Device& device, const std::vector<T>& from) {
+  T* const memory = device_array<T>(device, from.size());
+  void* const host = device.allocate_host(from.size() * sizeof(T));
+  std::memcpy(host, from.data(), from.size() * sizeof(T));
+  device.upload(Queue::kCompute, memory, host, from.size() * sizeof(T));
+  device.synchronize(Queue::kCompute);
+  device.free_host(host);
+  return memory;
+}
+
+class Bench {
+ public:
+  Bench(Device& device, size_t megabytes) : device_(device), k_(device.kernels()), pool_bytes_(megabytes << 20) {
+    stamps_ = static_cast<uint64_t*>(device.allocate_host(2 * sizeof(uint64_t)));
+    fill_pool();
+    std::vector<float> ones(size_t(kMostRows) * (1 << 16), 1.0f);
+    x_ = device_array(device_, ones);
+    quants_ = device_array(device_, std::vector<int8_t>(ones.size(), 1));
+    bandwidth_ = sweep();
+  }
+
+  void run(const Shape& shape) {
+    for (DType type : {DType::kF16, DType::kQ4_0}) {
+      for (int rows : {1, kMostRows}) project(shape, type, rows);
+      for (int percent : {5, 10, 100}) ffn(shape, type, percent, 1);
+      ffn(shape, type, 100, kMostRows);
+    }
+  }
+  void print_json() const {
+    const DeviceInfo& info = device_.info();
+    std::printf("{\"device\":\"%s\",\"backend\":\"%s\",\"readGBs\":%.1f,\"kernels\":[%s]}\n", info.name.c_str(),
+                info.backend.c_str(), bandwidth_, json_.c_str());
+  }
+
+ private:
+  // Small finite numbers of every type: no bit of an exponent's upper half.
+  void fill_pool() {
+    pool_ = device_array<uint8_t>(device_, pool_bytes_);
+    std::vector<uint8_t> some(std::min<size_t>(pool_bytes_, 4 << 20));
+    std::mt19937 random(1);
+    for (uint8_t& byte : some) byte = random() & 0x3b;
+    void* const host = device_.allocate_host(some.size());
+    std::memcpy(host, some.data(), some.size());
+    for (size_t at = 0; at < pool_bytes_; at += some.size())
+      device_.upload(Queue::kCompute, pool_ + at, host, std::min(some.size(), pool_bytes_ - at));
+    device_.synchronize(Queue::kCompute);
+    device_.free_host(host);
+  }
+
+  // Seconds of what `work` launches, recorded as one program.
+  double best(const std::function<void()>& work) {
+    device_.begin_recording();
+    k_.stamp(device_.stream(), {&stamps_[0]});
+    work();
+    k_.stamp(device_.stream(), {&stamps_[1]});
+    const auto program = device_.end_recording();
+    double least = 1e9;
+    for (int pass = 0; pass < kPasses; ++pass) {
+      device_.launch(*program);
+      device_.synchronize(Queue::kCompute);
+      least = std::min(least, double(stamps_[1] - stamps_[0]) * 1e-9);
+    }
+    return least;
+  }
+
+  // GB/s at which all of the pool is read by loads that nothing waits for.
+  double sweep() {
+    uint32_t* const out = device_array<uint32_t>(device_, 1);
+    const double seconds = best([&] {
+      k_.sweep(device_.stream(), {reinterpret_cast<const uint32_t*>(pool_), pool_bytes_ / 16 * 4, out});
+    });
+    std::printf("%s (%s): reads %.0f GB/s\n\n%-22s %-5s %12s %4s %10s %10s %8s %6s\n", device_.info().name.c_str(),
+                device_.info().backend.c_str(), pool_bytes_ / seconds / 1e9, "kernel", "type", "shape", "rows", "MB",
+                "us", "GB/s", "share");
+    return pool_bytes_ / seconds / 1e9;
+  }
+
+  void report(const char* kernel, const Shape& shape, DType type, int rows, double bytes, double seconds) {
+    const char* const name = type == DType::kF16 ? "f16" : "q4_0";
+    const double speed = bytes / seconds / 1e9;
+    std::printf("%-22s %-5s %6d %5d %4d %10.2f %10.2f %8.1f %5.0f%%\n", kernel, name, shape.dim, shape.neurons, rows,
+                bytes / 1e6, seconds * 1e6, speed, 100 * speed / bandwidth_);
+    std::fflush(stdout);
+    char line[256];
+    std::snprintf(line, sizeof line,
+                  "%s{\"kernel\":\"%s\",\"type\":\"%s\",\"dim\":%d,\"neurons\":%d,\"rows\":%d,\"bytes\":%.0f,\"us\":%."
+                  "3f,\"GBs\":%.1f}",
+                  json_.empty() ? "" : ",", kernel, name, shape.dim, shape.neurons, rows, bytes, seconds * 1e6, speed);
+    json_ += line;
+  }
+
+  // Matrix `index` of those of this shape that lie one after the other in the pool.
+  DeviceMatrix matrix(DType type, int rows, int cols, size_t index) const {
+    const size_t bytes = device_row_bytes(type, cols);
+    return {pool_ + index * bytes * rows, type, rows, cols, bytes};
+  }
+  // Sets of `n` matrices that fit.
+  size_t sets(DType type, int rows, int cols, int n) const {
+    const size_t count = pool_bytes_ / (device_row_bytes(type, cols) * rows * n);
+    if (count == 0) throw std::runtime_error("more megabytes of weights are needed for one layer of this shape");
+    return count;
+  }
+  DeviceRows input(int cols) const { return {x_, quants_, x_, cols}; }
+
+  void project(const Shape& shape, DType type, int rows) {
+    const size_t count = sets(type, shape.dim, shape.dim, 3);
+    float* const y = device_array<float>(device_, size_t(3) * rows * shape.dim);
+    const double seconds = best([&] {
+      for (size_t set = 0; set < count; ++set) {
+        Project a;
+        for (int o = 0; o < 3; ++o)
+          a.outputs[o] = {matrix(type, shape.dim, shape.dim, 3 * set + o), nullptr, y + size_t(o) * rows * shape.dim};
+        a.x = input(shape.dim), a.rows = rows;
+        k_.project(device_.stream(), a);
+      }
+    });
+    device_.free(y);
+    report("project (q, k, v)", shape, type, rows, 3.0 * shape.dim * device_row_bytes(type, shape.dim),
+           seconds / count);
+  }
+
+  // `percent` of the neurons, evenly spread, all of which fire; as many disjoint lists as there are.
+  void ffn(const Shape& shape, DType type, int percent, int rows) {
+    const int n = shape.neurons, lists = 100 / percent;
+    std::vector<int32_t> neurons, counts(lists);
+    for (int l = 0; l < lists; ++l) {
+      for (int i = l; i < n; i += lists) neurons.push_back(i), ++counts[l];
+    }
+    neurons.resize(2 * neurons.size());  // a list has room for all neurons, wherever it begins
+    int32_t* const device_lists = device_array(device_, neurons);
+    int32_t* const device_counts = device_array(device_, counts);
+    float* const open = device_array(device_, std::vector<float>(n, 1e6f));
+    float* const act = device_array<float>(device_, size_t(n) * rows);
+    uint32_t* const active = device_array<uint32_t>(device_, mask_words(n) + 1);
+    float* const parts = device_array<float>(device_, size_t(kParts) * rows * shape.dim);
+    const size_t layers = sets(type, n, shape.dim, 3);
+    const auto pass = [&](bool with_down) {
+      return best([&] {
+               for (size_t layer = 0; layer < layers; ++layer) {
+                 for (int l = 0, at = 0; l < lists; at += counts[l++]) {
+                   Neurons a;
+                   a.gate = matrix(type, n, shape.dim, 3 * layer), a.up = matrix(type, n, shape.dim, 3 * layer + 1);
+                   a.gate_bias = open, a.list = device_lists + at, a.count = device_counts + l, a.n_neurons = n;
+                   a.x = input(shape.dim), a.rows = rows, a.act = act, a.active = active;
+                   k_.neurons(device_.stream(), a);
+                   if (with_down)
+                     k_.down(device_.stream(),
+                             {matrix(type, n, shape.dim, 3 * layer + 2), nullptr, active, act, n, rows, kParts, parts});
+                 }
+               }
+             }) /
+             (double(layers) * lists);
+    };
+    const double both = pass(true), first = pass(false),
+                 row_bytes = double(device_row_bytes(type, shape.dim)) * n / lists;
+    const std::string share = " of " + std::to_string(percent) + " %";
+    report(("neurons" + share).c_str(), shape, type, rows, 2 * row_bytes, first);
+    report(("neurons, down" + share).c_str(), shape, type, rows, 3 * row_bytes, both);
+    for (void* memory : {static_cast<void*>(device_lists), static_cast<void*>(device_counts), static_cast<void*>(open),
+                         static_cast<void*>(act), static_cast<void*>(active), static_cast<void*>(parts)}) {
+      device_.free(memory);
+    }
+  }
+
+  Device& device_;
+  const Kernels& k_;
+  size_t pool_bytes_;
+  uint8_t* pool_ = nullptr;
+  uint64_t* stamps_ = nullptr;
+  float* x_ = nullptr;
+  int8_t* quants_ = nullptr;
+  double bandwidth_ = 0;
+  std::string json_;
+};
+
+int run(int argc, char** argv) {
+  const Opened opened = open_device();
+  if (!opened.device) throw std::runtime_error(opened.reason);
+  const bool emulated = opened.device->info().backend == "emulated";
+  const size_t megabytes = argc > 1 ? std::strtoul(argv[1], nullptr, 10) : emulated ? 2 : 2048;
+  std::vector<Shape> shapes{{4096, 11008}, {5120, 13824}};
+  if (argc > 3) {
+    shapes = {{std::atoi(argv[2]), std::atoi(argv[3])}};
+  } else if (emulated) {
+    shapes = {{256, 512}};
+  }
+  Bench bench(*opened.device, megabytes);
+  for (const Shape& shape : shapes) bench.run(shape);
+  bench.print_json();
+  return 0;
+}
+
+}  // namespace
+}  // namespace pi::bench
+
+int main(int argc, char** argv) {
+  try {
+    return pi::bench::run(argc, argv);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+}

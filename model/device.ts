@@ -3,8 +3,8 @@ import { check, PiError } from "../formats/errors.ts";
 import { native, type DeviceReport, type GpuMemory, type GpuOptions, type OpenOptions } from "../native/index.ts";
 import { readArtifact, type Artifact } from "./artifact.ts";
 import { isSparse } from "./config.ts";
-import { allOnGpu, fitSteps, leastMemory, placedOnGpu, stepsOf, type GpuSplit, type Step } from "./gpu-fit.ts";
-import { GPU_ROWS, isEmpty, partBytes, type PartBytes } from "./gpu-memory.ts";
+import { allOnGpu, fitSteps, leastSplit, placedOnGpu, stepsOf, type GpuSplit, type Step } from "./gpu-fit.ts";
+import { GPU_ROWS, isEmpty, partBytes, sumParts, type PartBytes } from "./gpu-memory.ts";
 import type { ModelFile } from "./model-file.ts";
 
 /** `auto`: the GPU where there is one and the artifact was placed for one. */
@@ -89,20 +89,47 @@ export function planDevice(
   const count = (split: GpuSplit): GpuMemory =>
     withContext(native().gpuMemory({ ...options, gpu: gpuOptions(split, budget) }), found.contextBytes);
   const { nLayers } = file.config;
-  const use = (split: GpuSplit, memory: GpuMemory, reduced: boolean): DeviceUse => {
+  const use = ({ split, memory }: Fitted, reduced: boolean): DeviceUse => {
     return { gpu: { name: found.name, split, memory, budget, reduced } };
   };
   const whole = startOf(file, artifact, parts, wanted.vram);
-  const memory = count(whole);
-  if (memory.total <= budget) return use(whole, memory, false);
+  const all = count(whole);
+  if (all.total <= budget) return use({ split: whole, memory: all }, false);
   const steps = stepsTo(whole, file, artifact, parts);
-  const split = fitSteps(steps, nLayers, budget, (of) => (isEmpty(of) ? 0 : count(of).total));
-  if (!isEmpty(split)) return use(split, count(split), true);
-  const least = leastMemory(steps, nLayers, count);
+  const least = count(leastSplit(steps, nLayers));
+  const fitted = fitMemory(steps, parts, budget, count, all) ?? fitMemory(steps, parts, budget, count, least);
+  if (fitted) return use(fitted, true);
   const needs = `expected at least ${least.total} bytes of GPU memory (context ${least.context}, scratch ${least.scratch}, the least part of the model ${least.total - least.context - least.scratch})`;
   const has = `got ${budget} (${found.freeBytes} free on ${found.name})`;
   check(wanted.device !== "gpu" && wanted.vram === undefined, "E_VRAM", `${file.path}: ${needs}, ${has}`);
   return { missing: `${needs}, ${has}` };
+}
+
+interface Fitted {
+  split: GpuSplit;
+  memory: GpuMemory;
+}
+
+/**
+ * The steps that fit by the sizes of parts and some scratch, and then by the engine's count, which may open the device each
+ * time and is asked for once or twice; null where none do.
+ */
+function fitMemory(
+  steps: readonly Step[],
+  parts: PartBytes,
+  budget: number,
+  count: (split: GpuSplit) => GpuMemory,
+  { scratch, context }: GpuMemory,
+): Fitted | null {
+  const nLayers = parts.layers.length;
+  const total = (split: GpuSplit): number => sumParts(split, { ...parts, scratch }, context).total;
+  for (let allowed = budget; ;) {
+    const split = fitSteps(steps, nLayers, allowed, total);
+    if (isEmpty(split)) return null;
+    const memory = count(split);
+    if (memory.total <= budget) return { split, memory };
+    allowed -= memory.total - budget;
+  }
 }
 
 /** What was placed, or all of the model where more memory may be taken than it was placed for. */

@@ -6,7 +6,7 @@
 import type { Activity, ActivityCurve } from "../formats/activity.ts";
 import type { Hardware } from "../formats/hardware.ts";
 import { NEURON_BATCH, type Placement } from "../formats/placement.ts";
-import type { FfnMode, GpuMemory, GpuOptions } from "../native/index.ts";
+import type { FfnMode, GpuOptions } from "../native/index.ts";
 import type { LayerPartBytes, PartBytes } from "./gpu-memory.ts";
 
 export type GpuSplit = Pick<GpuOptions, "layers" | "head">;
@@ -145,8 +145,8 @@ function frequencyOf({ neurons, activations }: ActivityCurve, tokens: number): (
 }
 
 /**
- * The longest beginning of the steps that `total` allows, and what still fits of those after it. Asks for the memory of about
- * two splits for each halving of the number of steps.
+ * The longest beginning of the steps that `total` allows, and what still fits of those after it. Asks for about two totals for
+ * each halving of the number of steps.
  * @param total bytes of device memory that a split takes, never fewer with a step more
  */
 export function fitSteps(steps: readonly Step[], nLayers: number, budget: number, total: (split: GpuSplit) => number) {
@@ -162,12 +162,11 @@ export function fitSteps(steps: readonly Step[], nLayers: number, budget: number
   return splitOfSteps([...kept, ...more.slice(0, added)], nLayers);
 }
 
-/** The memory that the least of all splits takes: one step that nothing must come before. */
-export function leastMemory(steps: readonly Step[], nLayers: number, total: (split: GpuSplit) => GpuMemory) {
+/** The smallest part that nothing must come before, alone. */
+export function leastSplit(steps: readonly Step[], nLayers: number): GpuSplit {
   const first = new Map<string, Step>();
   for (const step of steps) if (!first.has(`${step.part} ${step.layer}`)) first.set(`${step.part} ${step.layer}`, step);
-  const memories = [...first.values()].map((step) => total(splitOfSteps([step], nLayers)));
-  return memories.reduce((a, b) => (b.total < a.total ? b : a));
+  return splitOfSteps([[...first.values()].reduce((a, b) => (b.size < a.size ? b : a))], nLayers);
 }
 
 /** Steps that fit in `free` bytes, in order; none of an FFN after one that does not. */

@@ -4,7 +4,7 @@ import { activityCurve, type Activity } from "../../formats/activity.ts";
 import {
   allOnGpu,
   fitSteps,
-  leastMemory,
+  leastSplit,
   placedOnGpu,
   splitOfSteps,
   stepsOf,
@@ -160,7 +160,7 @@ describe("fitSteps", () => {
   it("puts nothing there where not even the least part fits, and knows what that takes", () => {
     const given = known(SKEWS);
     const steps = stepsOf(allOnGpu(given.parts, N), given);
-    const least = leastMemory(steps, 3, (split) => sumParts(split, given.parts, CONTEXT));
+    const least = sumParts(leastSplit(steps, 3), given.parts, CONTEXT);
     expect(least.total).toBe(CONTEXT + 1e6 + 500_000);
     const fitted = (budget: number) => fitSteps(steps, 3, budget, total(given.parts));
     expect(total(given.parts)(fitted(least.total - 1))).toBe(0);

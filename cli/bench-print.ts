@@ -37,7 +37,7 @@ const write = (...lines: string[]): void => void process.stdout.write(lines.map(
 export function printBench(report: BenchReport): void {
   const { speeds, devices } = report;
   const several = devices.length > 1 || devices.some(({ gpu }) => gpu);
-  const table = (header: string[], rows: readonly ForecastSpeed[], cells: (speed: ForecastSpeed) => string[]) =>
+  const table: SpeedTable = (header, rows, cells) =>
     printTable(
       [...(several ? ["device"] : []), "mode", "context", "batch", ...header],
       rows.map((speed) =>
@@ -58,22 +58,7 @@ export function printBench(report: BenchReport): void {
   table(["in all", ...Object.keys(speeds[0]!.bytes)], speeds, (s) =>
     [s.bytesPerToken, ...Object.values(s.bytes)].map(formatBytes),
   );
-  const hybrid = speeds.filter(({ gpu }) => gpu);
-  if (hybrid.length > 0) {
-    write("", "read per decoded token by the GPU");
-    table(["in all", ...Object.keys(hybrid[0]!.gpu!.bytes)], hybrid, ({ gpu }) =>
-      [gpu!.bytesPerToken, ...Object.values(gpu!.bytes)].map(formatBytes),
-    );
-    write("", "both devices, per decoded token");
-    table(["GPU's neurons", "of those that fired", "transfers", "bytes", "waits", "waited ms"], hybrid, ({ gpu }) => [
-      percent(gpu!.neuronShare),
-      percent(gpu!.firedShare),
-      formatNumber(gpu!.transfers),
-      formatBytes(gpu!.transferBytes),
-      formatNumber(gpu!.waits),
-      (1000 * gpu!.waitSeconds).toFixed(2),
-    ]);
-  }
+  printGpu(speeds, table);
   write("", "milliseconds of a step (ffn with its predictor)");
   table(Object.keys(speeds[0]!.stepSeconds), speeds, (s) =>
     Object.values(s.stepSeconds).map((seconds) => (1000 * seconds).toFixed(2)),
@@ -85,6 +70,32 @@ export function printBench(report: BenchReport): void {
     ...devices.flatMap((device) => describeDevice(device, several)),
     ...describePlaced(devices[0]!),
   );
+}
+
+/** A table with a row for each of some speeds. */
+type SpeedTable = (
+  header: readonly string[],
+  rows: readonly ForecastSpeed[],
+  cells: (speed: ForecastSpeed) => string[],
+) => void;
+
+/** What a GPU read, and what both devices did. */
+function printGpu(speeds: readonly ForecastSpeed[], table: SpeedTable): void {
+  const hybrid = speeds.filter(({ gpu }) => gpu);
+  if (hybrid.length === 0) return;
+  write("", "read per decoded token by the GPU");
+  table(["in all", ...Object.keys(hybrid[0]!.gpu!.bytes)], hybrid, ({ gpu }) =>
+    [gpu!.bytesPerToken, ...Object.values(gpu!.bytes)].map(formatBytes),
+  );
+  write("", "both devices, per decoded token");
+  table(["GPU's neurons", "of those that fired", "transfers", "bytes", "waits", "waited ms"], hybrid, ({ gpu }) => [
+    percent(gpu!.neuronShare),
+    percent(gpu!.firedShare),
+    formatNumber(gpu!.transfers),
+    formatBytes(gpu!.transferBytes),
+    formatNumber(gpu!.waits),
+    (1000 * gpu!.waitSeconds).toFixed(2),
+  ]);
 }
 
 function printTrace({ path, mode, context, tokens, layers }: NonNullable<DeviceRun["trace"]>): void {

@@ -173,6 +173,25 @@ describe("the memory promise", () => {
     expect((await opened(at("x.pi"))).missing).toMatch(/^expected at least \d+ bytes of GPU memory .* got 16778216/);
   });
 
+  it("survives that the memory goes to somebody else between counting and taking it", async () => {
+    // The device has less than it said.
+    const free = 2 ** 20;
+    process.env["PI_EMULATOR_MEMORY"] = String(CONTEXT + free);
+    const reports: DeviceReport[] = [
+      { ...CARD, freeBytes: 2 ** 33, contextBytes: CONTEXT },
+      { ...CARD, freeBytes: free, contextBytes: CONTEXT },
+    ];
+    native().device = () => reports.shift()!;
+    try {
+      const fits = new RegExp(
+        `asked for \\d+ bytes of test card's memory, of which ${free} are free; --vram ${CONTEXT + free} would fit \\(GPU memory: .* could not be had`,
+      );
+      await refused(at("x.pi"), {}, "E_VRAM", fits);
+    } finally {
+      delete process.env["PI_EMULATOR_MEMORY"];
+    }
+  });
+
   it("says what would fit when the memory went to somebody else meanwhile", () => {
     card(5e6, 1e6);
     const memory = { weights: 8e6, predictors: 0, kv: 0, scratch: 1e6, context: 1e6, total: 1e7 };

@@ -6,8 +6,9 @@
 import type { Activations } from "../formats/activations.ts";
 import { provenance } from "../formats/provenance.ts";
 import { silentContext } from "../io/progress.ts";
+import type { Matrix } from "../model/row-prices.ts";
 import { choosePlacement } from "../place/choose.ts";
-import { hotFirst, type LayerCosts, type Matrix, type ModelCosts } from "../place/costs.ts";
+import { hotFirst, type LayerCosts, type ModelCosts } from "../place/costs.ts";
 import { solveGreedy } from "../place/greedy.ts";
 import { readHardwareFile } from "../place/hardware.ts";
 import { memoryOf, placementProblem, savedSeconds, type Split } from "../place/plan.ts";

@@ -8,7 +8,7 @@ import type { OpenModel } from "../model/open.ts";
 import type { KvType } from "../native/index.ts";
 import { forecast, forecastSplit, medianForecast, tokensPerSecond, type Forecast } from "../place/forecast.ts";
 import { measureGpu, measurement } from "../place/hardware.ts";
-import { measureCpu } from "../place/measure-cpu.ts";
+import { measureCpu } from "../model/measure-cpu.ts";
 
 /** What was measured, and what this machine's costs, measured between the repeats, say that it should have been. */
 export interface ForecastSpeed extends Speed {

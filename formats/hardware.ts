@@ -57,6 +57,8 @@ const KV_TYPES = ["f32", "f16", "q8"] as const;
 /** What reading from a memory costs, where it is computed with at once. */
 export interface ReadCosts {
   rows: Record<WeightDType, RowCosts>;
+  /** Rows of sign bits, in order; files of before this was measured have none. */
+  signs?: RowCost;
   attention: Record<(typeof KV_TYPES)[number], AttentionCost>;
 }
 
@@ -140,6 +142,7 @@ function readCosts(fields: Fields): ReadCosts {
         sparse: row(costs.object("sparse")),
       };
     }),
+    ...(fields.has("signs") && { signs: row(fields.object("signs")) }),
     attention: eachOf(KV_TYPES, (type) => {
       const cost = attention.object(type);
       return {

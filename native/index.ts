@@ -330,7 +330,7 @@ export interface LogitComparison {
 /** A loop of decoding, as the engine runs it, over weights (or keys and values) of its own. */
 export interface KernelProbe {
   /**
-   * `read`: lines in order, summed, seconds a byte; `loop`: a parallel loop of nothing, seconds a loop. `project`: rows of a matrix in order, times one vector, seconds a row; `neurons`: gate, up and
+   * `read`: lines in order, summed, seconds a byte; `loop`: a parallel loop of nothing, seconds a loop. `project`: rows of a matrix in order, times one vector (of type `bit`: compared with its signs), seconds a row; `neurons`: gate, up and
    * down rows of one neuron in `every`, seconds a row. `attention`: `queries` heads that share a KV head, over `positions`,
    * seconds a KV head. `stream` and `vocabulary`: what one thread does for all of a layer's stream, or for all logits;
    * `scan`, `rank`: what all do to choose a layer's neurons, or the head's shortlist; seconds an element.

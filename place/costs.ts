@@ -1,11 +1,12 @@
 import type { Activations } from "../formats/activations.ts";
-import type { WeightDType } from "../formats/dtypes.ts";
 import { check } from "../formats/errors.ts";
 import type { PredictorMetrics } from "../formats/predictors.ts";
 import { isSparse, type ModelConfig } from "../model/config.ts";
 import { partBytes, type LayerPartBytes } from "../model/gpu-memory.ts";
 import { defaultKvType, kvPositionBytes } from "../model/kv-type.ts";
 import type { ModelFile, StoredTensor } from "../model/model-file.ts";
+import type { Matrix } from "../model/row-prices.ts";
+import { hasShortlist } from "../model/shortlist.ts";
 import { layerTensor, PREDICTOR_MATRICES } from "../model/tensors.ts";
 import { KV_BLOCK, type FfnMode, type KvType } from "../native/index.ts";
 
@@ -25,14 +26,6 @@ export interface ModelCosts {
   /** What stays with the CPU: the embedding, of which a token reads a row. With `tiedHead` it is the head as well. */
   lookups: number;
   tiedHead: boolean;
-}
-
-/** Rows that are multiplied. */
-export interface Matrix {
-  type: WeightDType;
-  rows: number;
-  /** Of one row. */
-  bytes: number;
 }
 
 export interface LayerCosts {
@@ -72,8 +65,6 @@ export interface CostOptions {
   kvType?: KvType;
 }
 
-/** Rows of a head below which it is computed whole; as native/engine/head.h. */
-const SHORTLIST_ROWS = 256;
 
 /** A model, and in `tensors` its predictors, where it has any. */
 export type CostModel = Pick<ModelFile, "config" | "dtype" | "tensors">;
@@ -116,7 +107,7 @@ export function modelCosts(
       bytes: headBytes,
       device: device.head,
       matrix: matrixOf(head),
-      shortlist: mode === "predictor" && head.dtype === "q8_0" && config.vocabSize >= SHORTLIST_ROWS,
+      shortlist: mode === "predictor" && hasShortlist(head.dtype, config.vocabSize),
     },
     kv: { type: kvType, heads: nKvHeads, queries: config.nHeads / nKvHeads, headDim, tokens: attended },
     dim: config.dim,
@@ -175,8 +166,7 @@ function falsePositiveRate({ recall, trueSparsity, predictedSparsity }: Predicto
 
 /** All rows of a tensor, or some. */
 function matrixOf({ dtype, bytes, shape }: StoredTensor, rows = shape[0]!): Matrix {
-  // What a popcount of sign bits takes was not measured: that of the integers most like them is.
-  return { type: dtype === "bit" ? "q4_0" : (dtype as WeightDType), rows, bytes: bytes / shape[0]! };
+  return { type: dtype as Matrix["type"], rows, bytes: bytes / shape[0]! };
 }
 
 /** Neurons by activation frequency, ties by index. */

@@ -1,6 +1,8 @@
-import type { Cpu, CpuWork, ReadCosts, RowCost } from "../formats/hardware.ts";
-import type { LayerCosts, Matrix, ModelCosts } from "./costs.ts";
-import { DEFAULT_WORK } from "./default-work.ts";
+import type { Cpu, CpuWork } from "../formats/hardware.ts";
+import { DEFAULT_WORK } from "../model/default-work.ts";
+import { RowPrices, type Matrix } from "../model/row-prices.ts";
+import { EXACT_SHARE, sketchBytes } from "../model/shortlist.ts";
+import type { LayerCosts, ModelCosts } from "./costs.ts";
 
 /** Seconds of a token by part, all on the CPU. */
 export interface CpuPrices {
@@ -15,42 +17,20 @@ export interface CpuPrices {
   fixed: number;
 }
 
-/** As native/engine/head.h: of each 16 logits of the sketch one is computed exactly. */
-const SHORTLIST = 1 / 16;
-const SKETCH_BLOCK = { values: 32, bytes: 18 };
-
-/** As native/engine/ffn.cc: neurons that a share of an FFN takes in a row. */
-const SHARE_RUN = 16;
-
-/** What rows cost in the memory that a model stays in. */
-interface Reader {
-  row(cost: RowCost, bytes: number): number;
-  costs: ReadCosts;
-}
-
 /** Prices every part of a token, by what this CPU's loops take, or where nobody measured them by {@link DEFAULT_WORK}. */
 export function priceOnCpu(costs: ModelCosts, cpu: Cpu): CpuPrices {
   const work = cpu.work ?? DEFAULT_WORK;
-  const reader = readerFor(costs, cpu, work);
-  const kv = kvSeconds(costs, reader);
+  const prices = new RowPrices(cpu, bytesRead(costs));
+  const kv = kvSeconds(costs, prices);
   return {
     layers: costs.layers.map((layer) => ({
-      attention: projectSeconds(layer.projections, reader) + kv,
-      predictor: predictorSeconds(layer.predictorRows, reader),
-      ...neuronSeconds(layer, costs, reader),
+      attention: inOrder(layer.projections, prices) + kv,
+      // All of a predictor's matrices are read whole.
+      predictor: inOrder(layer.predictorRows, prices),
+      ...neuronSeconds(layer, costs, prices),
     })),
-    head: headSeconds(costs, reader, work),
+    head: headSeconds(costs, prices, work),
     fixed: fixedSeconds(costs, work),
-  };
-}
-
-/** The last-level cache for a model of which a token reads no more than it holds, else main memory. */
-function readerFor(costs: ModelCosts, cpu: Cpu, { cache, memory }: CpuWork): Reader {
-  const cached = cache !== null && bytesRead(costs) <= cache.bytes;
-  const { bandwidth } = cached ? cache : cpu;
-  return {
-    row: ({ seconds, share }, bytes) => seconds + bytes / (share * bandwidth),
-    costs: cached ? cache : memory,
   };
 }
 
@@ -66,53 +46,43 @@ export function bytesRead({ layers, head }: ModelCosts): number {
   );
 }
 
-function projectSeconds(matrices: readonly Matrix[], { costs, row }: Reader): number {
-  return matrices.reduce((sum, { type, rows, bytes }) => sum + rows * row(costs.rows[type].project, bytes), 0);
-}
+const inOrder = (matrices: readonly Matrix[], prices: RowPrices): number =>
+  matrices.reduce((sum, matrix) => sum + prices.inOrder(matrix), 0);
 
-/** Kinds of one matrix read it in order. fc1 is a matrix read in order; of fc2 an FFN's shares read runs of rows from all over, each as one long row. */
-function predictorSeconds([fc1, fc2]: readonly Matrix[], reader: Reader): number {
-  if (!fc1 || !fc2) return projectSeconds(fc1 ? [fc1] : [], reader);
-  const { costs, row } = reader;
-  const { project, sparse } = costs.rows[fc2.type];
-  const runs = fc2.rows / SHARE_RUN;
-  return projectSeconds([fc1], reader) + runs * row(sparse, SHARE_RUN * fc2.bytes) + fc2.rows * project.seconds;
-}
-
-function kvSeconds({ kv }: ModelCosts, { costs }: Reader): number {
+function kvSeconds({ kv }: ModelCosts, { costs }: RowPrices): number {
   const cost = costs.attention[kv.type];
   return kv.heads * (cost.headSeconds + kv.tokens * kv.headDim * (cost.readSeconds + kv.queries * cost.querySeconds));
 }
 
-/**
- * Rows picked from all over take longer than rows in order, but never longer than all rows: hot neurons lie side by side.
- * In mode exact the first row is read of every neuron.
- */
-function neuronSeconds({ neuronRows, asked, used }: LayerCosts, { mode }: ModelCosts, { costs, row }: Reader) {
-  const dense = neuronRows.map(({ type, bytes }) => row(costs.rows[type].dense, bytes));
-  const sparse = neuronRows.map(({ type, bytes }) => row(costs.rows[type].sparse, bytes));
-  const neuron = dense.reduce((sum, seconds) => sum + seconds, 0);
+/** In mode exact the first row is read of every neuron. */
+function neuronSeconds({ neuronRows, asked, used }: LayerCosts, { mode }: ModelCosts, prices: RowPrices) {
+  const all = neuronRows.map((row) => prices.ofAll(row));
+  const neuron = all.reduce((sum, seconds) => sum + seconds, 0);
   if (mode === "dense") return { neuron, neurons: asked.map(() => neuron) };
-  const expected = (p: number, part: number): number => Math.min(dense[part]!, p * sparse[part]!);
+  const [first, ...others] = neuronRows;
   const neurons = asked.map((p, i) => {
-    const first = mode === "exact" ? dense[0]! : expected(p, 0);
-    return dense.reduce((sum, _, part) => (part === 0 ? sum : sum + expected(used[i]!, part)), first);
+    const test = mode === "exact" ? all[0]! : prices.expected(first!, p);
+    return others.reduce((sum, row) => sum + prices.expected(row, used[i]!), test);
   });
   return { neuron, neurons };
 }
 
-function headSeconds({ head }: ModelCosts, { costs, row }: Reader, { rankSeconds }: CpuWork): number {
-  const { type, rows, bytes } = head.matrix;
-  if (!head.shortlist) return rows * row(costs.rows[type].project, bytes);
-  const sketch = (bytes / (SKETCH_BLOCK.values + 2)) * SKETCH_BLOCK.bytes;
-  const exact = row(costs.rows[type].sparse, bytes);
-  return rows * (row(costs.rows.q4_0.project, sketch) + rankSeconds + SHORTLIST * exact);
+function headSeconds({ head }: ModelCosts, prices: RowPrices, { rankSeconds }: CpuWork): number {
+  const { rows, bytes } = head.matrix;
+  if (!head.shortlist) return prices.inOrder(head.matrix);
+  const sketch: Matrix = { type: "q4_0", rows, bytes: sketchBytes(bytes) };
+  return prices.inOrder(sketch) + rows * (rankSeconds + EXACT_SHARE * prices.picked(head.matrix));
 }
 
-/** Parallel loops of a layer: q, k and v; attention; o; the FFN; and the predictor's first half. */
+/**
+ * Parallel loops of a layer: q, k and v; attention; o; the FFN's gate (or, without one, up) of all neurons, where it is read
+ * of all; a predictor's matrices, each in one of its own; what the neurons do after that.
+ */
 function fixedSeconds({ mode, layers, dim, head }: ModelCosts, work: CpuWork): number {
-  const loops = mode === "predictor" ? 5 : 4;
-  const scanned = mode === "dense" ? 0 : layers[0]!.frequency.length;
-  const layer = loops * work.loopSeconds + dim * work.streamSeconds + scanned * work.scanSeconds;
-  return work.tokenSeconds + layers.length * layer + head.matrix.rows * work.vocabularySeconds;
+  const seconds = layers.reduce((sum, { predictorRows, frequency }) => {
+    const loops = 4 + (predictorRows.length || 1);
+    const scanned = mode === "dense" ? 0 : frequency.length;
+    return sum + loops * work.loopSeconds + dim * work.streamSeconds + scanned * work.scanSeconds;
+  }, 0);
+  return work.tokenSeconds + seconds + head.matrix.rows * work.vocabularySeconds;
 }

@@ -3,8 +3,8 @@ import { availableParallelism } from "node:os";
 import { PiError } from "../formats/errors.ts";
 import { parseHardware, type Gpu, type Hardware } from "../formats/hardware.ts";
 import { cpuName, describeMachine } from "../io/hardware.ts";
+import { measureCpu, type CpuMeasurement } from "../model/measure-cpu.ts";
 import { native } from "../native/index.ts";
-import { measureCpu, type CpuMeasurement } from "./measure-cpu.ts";
 import type { GpuHardware } from "./price.ts";
 
 /**

@@ -1,7 +1,7 @@
-import { rowBytes, type DType } from "../../formats/dtypes.ts";
 import type { PredictorMetrics } from "../../formats/predictors.ts";
 import { isSparse } from "../../model/config.ts";
 import { defaultKvType, kvPositionBytes } from "../../model/kv-type.ts";
+import { EXACT_SHARE, hasShortlist, sketchBytes } from "../../model/shortlist.ts";
 import type { FfnMode } from "../../native/index.ts";
 import { ffnBytes } from "../../train-predictor/size-layer.ts";
 import type { NeuronBytes } from "../../train-predictor/store.ts";
@@ -97,16 +97,11 @@ function kvBytes({ config, dtype }: Weights, tokens: number): number {
   return config.nLayers * kvPositionBytes(defaultKvType(dtype), config) * tokens;
 }
 
-/** One token of this many gets exact logits from a q8_0 head in predictor mode (native/engine/head.h). */
-const SHORTLIST = 16;
-
 /** The head in predictor mode: where it is q8_0, a copy in q4_0 and the rows of the likeliest tokens. */
 function shortlistBytes(model: Weights): number {
   const head = model.tensors.get(model.config.tiedHead ? "embed.weight" : "head.weight");
-  const [vocab = 0, dim = 0] = head?.shape ?? [];
-  const rows = (dtype: DType, count: number): number => count * rowBytes(dtype, dim);
-  if (head?.dtype !== "q8_0" || vocab < SHORTLIST * SHORTLIST) return headBytes(model);
-  return headBytes(model) - head.bytes + rows("q4_0", vocab) + rows("q8_0", vocab / SHORTLIST);
+  if (!head || !hasShortlist(head.dtype, model.config.vocabSize)) return headBytes(model);
+  return headBytes(model) - head.bytes + sketchBytes(head.bytes) + EXACT_SHARE * head.bytes;
 }
 
 function withTotal(mode: FfnMode, parts: TokenBytes): ModeBytes {

@@ -1,8 +1,10 @@
 #include "engine/kernel_probe.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <cstdint>
 #include <functional>
 #include <random>
@@ -23,8 +25,8 @@ using kernels::Table;
 constexpr int kShares = 16, kRun = 16;
 // Neurons of one layer, and KV heads: what lies between two waits for all threads.
 constexpr int kLayerNeurons = 4096, kLayerHeads = 32;
-// As the head's shortlist (engine/head.h): one token in 16 of each of 16 chunks.
-constexpr int kChunks = 16, kKeptOf = 16;
+// Parts of a vocabulary that are searched on their own, as by the head's shortlist (engine/head.h).
+constexpr int kChunks = 16;
 constexpr int kLoops = 100;
 // What a round reads, or picks rows from: a few milliseconds.
 constexpr size_t kRoundBytes = size_t{64} << 20;
@@ -75,11 +77,19 @@ double probe_project(const KernelProbe& p, const Bench& b) {
   const int loops = std::max(1, rows / loop), round_loops = std::min<int>(loops, kRoundBytes / kLoopBytes);
   const int n = std::min(loop, rows);
   Vector v(b.k, p.cols, n);
+  Buffer<int32_t> counts(n);  // of signs
+  const auto multiply = [&](const kernels::Matrix& w, int begin, int end) {
+    if (p.type == DType::kBit) {
+      b.k.count_signs({w, begin, end, v.quants.data(), counts.data()});
+    } else {
+      b.k.dot_rows({w, nullptr, begin, end, v.activations(), v.y.data(), size_t(n)});
+    }
+  };
   int next = 0;
   return median_round(b.seconds, [&] {
     for (int i = 0; i < round_loops; ++i, next = (next + 1) % loops) {
       const kernels::Matrix w{&b.weights[size_t(next) * n * row], p.type, row, p.cols};
-      b.on.ranges(n, 16, [&](int begin, int end) { b.k.dot_rows({w, nullptr, begin, end, v.activations(), v.y.data(), size_t(n)}); });
+      b.on.ranges(n, 16, [&](int begin, int end) { multiply(w, begin, end); });
     }
   }) / (double(n) * round_loops);
 }
@@ -107,20 +117,27 @@ double probe_neurons(const KernelProbe& p, const Bench& b) {
   for (int share = 0; share < kShares; ++share) lists.push_back(deal_neurons(n, share, p.every, random));
   Vector v(b.k, p.cols, size_t(kShares) * p.cols);
   Buffer<float> values(n + kShares * kRun, 0.5f);
+  const auto part = [&](int layer, int i) {
+    return kernels::Matrix{&b.weights[(3 * size_t(layer) + i) * matrix], p.type, row, p.cols};
+  };
   const auto compute = [&](int layer, int share, int turn) {
     const std::vector<int32_t>& list = lists[share][turn];
     const int count = static_cast<int>(list.size());
-    const uint8_t* const gate = &b.weights[3 * matrix * layer];
     float* const out = &values[size_t(share) * (n / kShares)];
-    const auto part = [&](int i) { return kernels::Matrix{gate + i * matrix, p.type, row, p.cols}; };
-    for (int i = 0; i < 2; ++i) {
-      b.k.dot_rows({part(i), list.data(), 0, count, v.activations(), out, 0, p.every > 1 ? part(i + 1).data : nullptr});
+    for (int i = 0; i < 2 && p.every > 1; ++i) {
+      b.k.dot_rows({part(layer, i), list.data(), 0, count, v.activations(), out, 0, part(layer, i + 1).data});
     }
-    b.k.axpy_rows({part(2), list.data(), 0, count, out, 0, 1, &v.y[size_t(share) * p.cols], 0});
+    b.k.axpy_rows({part(layer, 2), list.data(), 0, count, out, 0, 1, &v.y[size_t(share) * p.cols], 0});
+  };
+  // As Ffn::dense_rows.
+  const auto dots_in_order = [&](int layer, int begin, int end) {
+    b.k.dot_rows({part(layer, 0), nullptr, begin, end, v.activations(), values.data(), size_t(n), part(layer, 1).data});
+    b.k.dot_rows({part(layer, 1), nullptr, begin, end, v.activations(), values.data(), size_t(n)});
   };
   int layer = 0, turn = 0;
   const double round = median_round(b.seconds, [&] {
     for (int i = 0; i < round_layers; ++i) {
+      if (p.every == 1) b.on.ranges(n, 64, [&](int begin, int end) { dots_in_order(layer, begin, end); });
       b.on.each(kShares, [&](int share) { compute(layer, share, turn); });
       if (++layer == layers) layer = 0, turn = (turn + 1) % p.every;
     }
@@ -248,23 +265,41 @@ double probe_vocabulary(const KernelProbe& p, const Bench& b) {
   return sink == 0 ? 0 : round / p.cols;
 }
 
-// As Head::rescore up to the exact dot products.
+// As Head::choose.
 double probe_rank(const KernelProbe& p, const Bench& b) {
   const Buffer<float> logits = make_logits(p.cols);
-  std::vector<int> found(kChunks);
+  struct Chunk {
+    float high;
+    double sum;
+    int count;
+  };
+  std::array<Chunk, kChunks> chunks;
+  Buffer<int32_t> tokens(p.cols);
+  const int size = p.cols / kChunks;
   const double round = median_round(b.seconds, [&] {
-    b.on.each(kChunks, [&](int chunk) {
-      std::vector<float> values;
-      for (int i = chunk; i < p.cols; i += kChunks) values.push_back(logits[i]);
-      std::vector<float> ranked = values;
-      const int kept = static_cast<int>(values.size()) / kKeptOf;
-      std::nth_element(ranked.begin(), ranked.begin() + kept, ranked.end(), std::greater<>());
-      std::vector<int32_t> tokens;
-      for (size_t i = 0; i < values.size(); ++i) {
-        if (values[i] > ranked[kept]) tokens.push_back(static_cast<int32_t>(i));
-      }
-      found[chunk] = static_cast<int>(tokens.size());
+    b.on.each(kChunks, [&](int i) {
+      const float* const own = &logits[size_t(i) * size];
+      const float high = b.k.highest(own, size);
+      chunks[i] = {high, b.k.sum_exp(own, high, size), 0};
     });
+    float high = chunks[0].high;
+    for (const Chunk& c : chunks) high = std::max(high, c.high);
+    double sum = 0;
+    for (const Chunk& c : chunks) sum += c.sum * std::exp(c.high - high);
+    const float least = high + static_cast<float>(std::log(0.5 * sum / p.cols));
+    b.on.each(kChunks, [&](int i) {
+      int count = 0;
+      for (int token = i * size; token < (i + 1) * size; ++token) {
+        tokens[i * size + count] = token;
+        count += logits[token] >= least ? 1 : 0;
+      }
+      chunks[i].count = count;
+    });
+    int count = 0;
+    for (int i = 0; i < kChunks; ++i) {
+      std::copy_n(&tokens[size_t(i) * size], chunks[i].count, &tokens[count]);
+      count += chunks[i].count;
+    }
   });
   return round / p.cols;
 }
@@ -273,7 +308,8 @@ void check_probe(const KernelProbe& p, size_t bytes) {
   using Kind = KernelProbe::Kind;
   const bool rows = p.kind == Kind::kProject || p.kind == Kind::kNeurons, attention = p.kind == Kind::kAttention;
   const bool sized = p.kind == Kind::kRead || p.kind == Kind::kLoop || (p.cols >= 32 && p.cols <= 1 << 20 && p.cols % 32 == 0);
-  const bool shaped = p.every > 0 && p.type != DType::kI32 && (!attention || (p.positions > 0 && p.queries > 0));
+  const bool typed = p.type != DType::kI32 && (p.type != DType::kBit || p.kind == Kind::kProject);
+  const bool shaped = p.every > 0 && typed && (!attention || (p.positions > 0 && p.queries > 0));
   size_t least = 0;
   if (sized && rows) least = (p.kind == Kind::kNeurons ? 3 * kShares * kRun : 1) * row_bytes(p.type, p.cols);
   if (sized && shaped && attention) least = 2 * kernels::kv_tile_bytes(p.kv, p.cols) * kLayerHeads * (p.positions / kernels::kKvBlockTokens + 1);

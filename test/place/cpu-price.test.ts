@@ -1,9 +1,10 @@
 import { describe, expect, it } from "vitest";
 import type { CpuWork, ReadCosts } from "../../formats/hardware.ts";
-import type { LayerCosts, Matrix, ModelCosts } from "../../place/costs.ts";
+import type { Matrix } from "../../model/row-prices.ts";
+import type { LayerCosts, ModelCosts } from "../../place/costs.ts";
 import { priceOnCpu } from "../../place/cpu-price.ts";
-import { DEFAULT_WORK } from "../../place/default-work.ts";
-import { rowCost } from "../../place/measure-cpu.ts";
+import { DEFAULT_WORK } from "../../model/default-work.ts";
+import { rowCost } from "../../model/measure-cpu.ts";
 import { BANDWIDTH_ONLY, costsOfShare } from "./ideal-work.ts";
 
 const N = 4;
@@ -56,8 +57,16 @@ describe("priceOnCpu", () => {
   it("prices rows in order by their own cost and their bytes", () => {
     const { attention, predictor } = priced({}).layers[0]!;
     expect(attention).toBeCloseTo(10 * (1 + 0.1) + 20 * (1 + 0.2), 12);
-    // fc1 in order; fc2 by two runs of 16 rows.
-    expect(predictor).toBeCloseTo(5 * (1 + 0.01) + 2 * (4 + 0.16 / 0.2) + 32 * 1, 12);
+    expect(predictor).toBeCloseTo(5 * (1 + 0.01) + 32 * (1 + 0.01), 12);
+  });
+
+  it("prices rows of signs as measured, or as rows in four bits where they were not", () => {
+    const signs = [{ ...LAYER, predictorRows: [matrix(32, 10, "bit")] }];
+    const four = { ...SLOW.rows, q4_0: { ...SLOW.rows.q4_0, project: { seconds: 7, share: 1 } } };
+    const predictor = (memory: ReadCosts): number =>
+      priced({ layers: signs }, { ...WORK, memory }).layers[0]!.predictor;
+    expect(predictor({ ...SLOW, rows: four })).toBeCloseTo(32 * 7.01, 9);
+    expect(predictor({ ...SLOW, rows: four, signs: { seconds: 2, share: 0.5 } })).toBeCloseTo(32 * 2.02, 9);
   });
 
   it("prices picked rows by how often they are read, and never above all rows", () => {
@@ -72,12 +81,12 @@ describe("priceOnCpu", () => {
     expect([...priced({ mode: "dense" }).layers[0]!.neurons]).toEqual(Array(N).fill(neuron));
   });
 
-  it("prices the head by its sketch and one exact row in 16, or whole", () => {
+  it("prices the head by its sketch and one exact row in ten, or whole", () => {
     const whole = priced({ head: { ...COSTS.head, shortlist: false } });
     expect(whole.head).toBeCloseTo(1000 * (1 + 0.034), 9);
     // 32 values of 18 bytes a block instead of 34; the sketch's own type costs bandwidth alone here.
     const listed = priced({}, { ...WORK, rankSeconds: 3 });
-    expect(listed.head).toBeCloseTo(1000 * (0.018 + 3 + (4 + 0.034 / 0.2) / 16), 9);
+    expect(listed.head).toBeCloseTo(1000 * (0.018 + 3 + (4 + 0.034 / 0.2) / 10), 9);
   });
 
   it("prices keys and values by head, position and the query heads that share them", () => {
@@ -89,10 +98,14 @@ describe("priceOnCpu", () => {
 
   it("adds what every token, layer, loop and logit costs", () => {
     const fixed = { tokenSeconds: 1, loopSeconds: 10, streamSeconds: 100, scanSeconds: 5, vocabularySeconds: 1000 };
-    expect(priced({}, { ...WORK, ...fixed }).fixed).toBe(1 + 5 * 10 + 64 * 100 + N * 5 + 1000 * 1000);
-    expect(priced({ mode: "dense", layers: [LAYER, LAYER] }, { ...WORK, ...fixed }).fixed).toBe(
-      1 + 2 * (4 * 10 + 64 * 100) + 1000 * 1000,
-    );
+    const total = (change: Partial<ModelCosts>): number => priced(change, { ...WORK, ...fixed }).fixed;
+    const rest = (layers: number): number => 1 + layers * 64 * 100 + 1000 * 1000;
+    expect(total({})).toBe(rest(1) + 6 * 10 + N * 5);
+    // One matrix of a predictor is one loop, and so are all gates of a layer without.
+    const one = { ...LAYER, predictorRows: LAYER.predictorRows.slice(1) };
+    const none = { ...LAYER, predictorRows: [] };
+    expect(total({ layers: [one, none] })).toBe(rest(2) + 2 * (5 * 10 + N * 5));
+    expect(total({ mode: "dense", layers: [none, none] })).toBe(rest(2) + 2 * 5 * 10);
   });
 
   it("reads a small model from the cache, as fast as that is", () => {

@@ -1,7 +1,8 @@
 import { describe, expect, it } from "vitest";
 import { silentContext } from "../../io/progress.ts";
 import { choosePlacement } from "../../place/choose.ts";
-import type { LayerCosts, Matrix, ModelCosts } from "../../place/costs.ts";
+import type { Matrix } from "../../model/row-prices.ts";
+import type { LayerCosts, ModelCosts } from "../../place/costs.ts";
 import { placementProblem } from "../../place/plan.ts";
 import { priceToken, type GpuHardware } from "../../place/price.ts";
 import type { Problem } from "../../place/problem.ts";

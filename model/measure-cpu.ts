@@ -1,10 +1,10 @@
 import { rowBytes, WEIGHT_DTYPES, type WeightDType } from "../formats/dtypes.ts";
 import type { AttentionCost, CpuWork, ReadCosts, RowCost, RowCosts } from "../formats/hardware.ts";
-import { median } from "../model/measure.ts";
+import { median } from "./measure.ts";
 import { KV_TYPES, native, type KernelProbe, type KvType } from "../native/index.ts";
 import { DEFAULT_WORK } from "./default-work.ts";
 
-/** What to measure of a CPU. Of types that are left out the {@link DEFAULT_WORK} stays. */
+/** What to measure of a CPU. Of types that are left out the {@link DEFAULT_WORK} stays. Signs are always measured. */
 export interface CpuMeasurement {
   threads: number;
   /** For each probe; there are seven a type and memory. */
@@ -81,7 +81,7 @@ async function measureReads(
   bytes: number,
   { threads, seconds, types = WEIGHT_DTYPES, kvTypes = KV_TYPES }: CpuMeasurement,
 ): Promise<{ bandwidth: number; costs: ReadCosts }> {
-  const probes = [...types.flatMap(rowProbes), ...kvTypes.flatMap(attentionProbes)];
+  const probes = [...types.flatMap(rowProbes), ...SIGN_PROBES, ...kvTypes.flatMap(attentionProbes)];
   const found = [...(await native().probeKernels(probes, bytes, threads, seconds))];
   const { rows, attention } = DEFAULT_WORK.memory;
   const costs: ReadCosts = { rows: { ...rows }, attention: { ...attention } };
@@ -91,6 +91,7 @@ async function measureReads(
     bandwidths.push(1 / read!);
     costs.rows[type] = rowCosts(type, times, bandwidths.at(-1)!);
   }
+  costs.signs = signCost(found.splice(0, SIGN_PROBES.length), median(bandwidths));
   for (const type of kvTypes) costs.attention[type] = attentionCost(found.splice(0, 3));
   return { bandwidth: Math.round(median(bandwidths)), costs };
 }
@@ -103,6 +104,16 @@ function rowProbes(type: WeightDType): KernelProbe[] {
       [NEURON_COLS.short, NEURON_COLS.long].map((cols) => ({ kind: "neurons" as const, type, cols, every })),
     ),
   ];
+}
+
+const SIGN_PROBES: readonly KernelProbe[] = [PROJECT_COLS.short, PROJECT_COLS.long].map((cols) => {
+  return { kind: "project", type: "bit", cols };
+});
+
+/** From the seconds of {@link SIGN_PROBES}. */
+function signCost([short, long]: readonly number[], bandwidth: number): RowCost {
+  const [few, many] = [PROJECT_COLS.short, PROJECT_COLS.long].map((cols) => rowBytes("bit", cols));
+  return rowCost({ bytes: few!, seconds: short! }, { bytes: many!, seconds: long! }, bandwidth);
 }
 
 /** From the seconds of {@link rowProbes}. */

@@ -21,7 +21,7 @@ export const DEFAULT_WORK: CpuWork = {
   streamSeconds: 9.9e-10,
   scanSeconds: 5e-10,
   vocabularySeconds: 1.1e-9,
-  rankSeconds: 1e-9,
+  rankSeconds: 7e-10,
   memory: {
     rows: {
       f32: { project: cost(0.8, 1.16), dense: cost(3.7, 1.12), sparse: cost(13, 0.78) },
@@ -30,6 +30,7 @@ export const DEFAULT_WORK: CpuWork = {
       q8_0: { project: cost(0, 1.07), dense: cost(2.7, 0.94), sparse: cost(16, 0.86) },
       q4_0: { project: cost(0.2, 1.12), dense: cost(2.5, 0.99), sparse: cost(25, 0.77) },
     },
+    signs: cost(2.4, 1),
     attention: {
       f32: attention(69, 0.18, 0.032),
       f16: attention(63, 0.144, 0.029),

@@ -3,12 +3,12 @@ import type { Cpu } from "../formats/hardware.ts";
 import { WEIGHT_DTYPES } from "../formats/dtypes.ts";
 import { readArtifact } from "../model/artifact.ts";
 import { defaultKvType } from "../model/kv-type.ts";
+import { measureCpu, measurement } from "../model/measure-cpu.ts";
 import { median, type Speed } from "../model/measure.ts";
 import type { OpenModel } from "../model/open.ts";
 import type { KvType } from "../native/index.ts";
 import { forecast, forecastSplit, medianForecast, tokensPerSecond, type Forecast } from "../place/forecast.ts";
-import { measureGpu, measurement } from "../place/hardware.ts";
-import { measureCpu } from "../model/measure-cpu.ts";
+import { measureGpu } from "../place/hardware.ts";
 
 /** What was measured, and what this machine's costs, measured between the repeats, say that it should have been. */
 export interface ForecastSpeed extends Speed {

@@ -63,14 +63,16 @@ export function define(command: Command): void {
  * where it stopped.
  */
 async function runStages(source: string, dir: string, options: Options, timer: StageTimer, context: StageContext) {
-  const { corpus, field, dtype, tokens, threads, force = false } = options;
+  const { corpus, field, dtype, tokens, threads, hardware, force = false } = options;
   const shared = { force, ...(threads !== undefined && { threads }) };
   await timer.run("convert", () => convert({ source, output: dir, dtype, force }, context));
   const profiling = { ...shared, corpus, field, ...(tokens !== undefined && { tokens }) };
   await timer.run("profile", () => profile(dir, profiling, context));
   const { config } = await readModelFile(dir);
-  if (isSparse(config.activation)) await timer.run("train-predictor", () => trainPredictors(dir, shared, context));
-  else context.warn(`activation ${config.activation.kind} is smooth: no predictors are trained, the FFN runs dense`);
+  if (isSparse(config.activation)) {
+    const training = { ...shared, ...(hardware !== undefined && { hardware }) };
+    await timer.run("train-predictor", () => trainPredictors(dir, training, context));
+  } else context.warn(`activation ${config.activation.kind} is smooth: no predictors are trained, the FFN runs dense`);
 }
 
 /** How long each stage took. */

@@ -165,6 +165,8 @@ export function formatSeconds(seconds: number): string {
   return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
 }
 
+export const formatMicroseconds = (seconds: number): string => `${formatNumber(1e6 * seconds)} µs`;
+
 /** Rank of a predictor, where its kind has one. */
 export const rankText = ({ kind = "mlp", rank }: Pick<PredictorMetrics, "kind" | "rank">): string =>
   hasRank(kind) ? String(rank) : "–";

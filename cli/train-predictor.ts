@@ -10,7 +10,15 @@ import {
 } from "../train-predictor/train-predictor.ts";
 import { readWindows } from "./eval-windows.ts";
 import { runImport } from "./import-predictors.ts";
-import { formatBytes, formatNumber, printJson, printTable, rankText, stageContext } from "./output.ts";
+import {
+  formatBytes,
+  formatMicroseconds,
+  formatNumber,
+  printJson,
+  printTable,
+  rankText,
+  stageContext,
+} from "./output.ts";
 import { printKinds } from "./predictor-kinds.ts";
 import { parseInteger, parseNumber } from "./sizes.ts";
 
@@ -34,6 +42,7 @@ export function define(command: Command): void {
         .choices(["auto", ...PREDICTOR_DTYPES])
         .default("auto"),
     )
+    .option("--hardware <FILE>", "choose kinds and sizes for the machine described there (default: this one, measured)")
     .option("--samples <N>", "sampled rows of a layer to use, about", parseInteger(16), 32768)
     .option("--epochs <N>", "passes over them (default: until 240,000 rows were shown, four at least)", parseInteger(1))
     .option("--label-share <R>", "label active only those that hold this share of a row's contribution", parseShare, 1)
@@ -95,9 +104,21 @@ async function stageOptions(
 const percent = (share: number) => `${formatNumber(100 * share)} %`;
 
 function print(result: TrainPredictorResult): void {
-  const { path, upToDate, metrics, quality, ffnBytes, sizeShare } = result;
+  const { path, upToDate, metrics, quality, ffn, sizeShare } = result;
   printTable(
-    ["layer", "kind", "rank", "recall", "weighted", "precision", "idle", "predicted idle", "size", "FFN bytes/token"],
+    [
+      "layer",
+      "kind",
+      "rank",
+      "recall",
+      "weighted",
+      "precision",
+      "idle",
+      "predicted idle",
+      "size",
+      "FFN bytes/token",
+      "time",
+    ],
     metrics.map((layer, index) => [
       String(index),
       layer.kind ?? "mlp",
@@ -108,7 +129,8 @@ function print(result: TrainPredictorResult): void {
       percent(layer.trueSparsity),
       percent(layer.predictedSparsity),
       formatBytes(layer.bytes),
-      `${formatBytes(ffnBytes[index]!.predictor)} of ${formatBytes(ffnBytes[index]!.dense)}`,
+      `${formatBytes(ffn[index]!.predictor.bytes)} of ${formatBytes(ffn[index]!.dense.bytes)}`,
+      `${formatMicroseconds(ffn[index]!.predictor.seconds)} of ${formatMicroseconds(ffn[index]!.dense.seconds)}`,
     ]),
   );
   printKinds(result);

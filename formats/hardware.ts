@@ -93,12 +93,11 @@ export function parseHardware(text: string, file: string): Hardware {
 
 /** A {@link Hardware} from the members of a JSON object; unknown members are ignored. */
 export function readHardware(fields: Fields): Hardware {
-  const cpu = fields.object("cpu");
   const gpu = fields.objectOrNull("gpu");
   const link = fields.object("link");
   return {
     name: fields.string("name"),
-    cpu: { bandwidth: cpu.number("bandwidth", 1), ...(cpu.has("work") && { work: readWork(cpu.object("work")) }) },
+    cpu: readCpu(fields.object("cpu")),
     gpu: gpu && {
       name: gpu.string("name"),
       vramBytes: gpu.integer("vramBytes"),
@@ -108,6 +107,10 @@ export function readHardware(fields: Fields): Hardware {
     link: { bandwidth: link.number("bandwidth", 1), syncSeconds: link.number("syncSeconds") },
     source: fields.string("source"),
   };
+}
+
+export function readCpu(cpu: Fields): Cpu {
+  return { bandwidth: cpu.number("bandwidth", 1), ...(cpu.has("work") && { work: readWork(cpu.object("work")) }) };
 }
 
 function readWork(work: Fields): CpuWork {

@@ -1,5 +1,6 @@
 import { check } from "./errors.ts";
 import { Fields } from "./fields.ts";
+import { readCpu, type Cpu } from "./hardware.ts";
 import type { Provenance } from "./provenance.ts";
 
 /**
@@ -29,12 +30,17 @@ export interface PredictorMetrics {
   predictedSparsity: number;
   /** Of the stored tensors. */
   bytes: number;
+  /** What a token was expected to take in the layer's FFN, predictor included, where predictors were chosen by that. */
+  secondsPerToken?: number;
   /** What other thresholds would give, in ascending order of recall. */
   curve?: CurvePoint[];
 }
 
 /** One threshold of a layer's predictor. */
-export type CurvePoint = Pick<PredictorMetrics, "weightedRecall" | "predictedSparsity" | "threshold">;
+export type CurvePoint = Pick<
+  PredictorMetrics,
+  "weightedRecall" | "predictedSparsity" | "threshold" | "secondsPerToken"
+>;
 
 /** A predictor that was considered for a layer, whether or not it was taken: what its thresholds would give, and cost. */
 export interface ConsideredPredictor {
@@ -42,8 +48,11 @@ export interface ConsideredPredictor {
   rank: number;
   /** Of the stored tensors. */
   bytes: number;
-  /** In ascending order of recall. `bytesPerToken`: expected bytes that a token reads in the layer's FFN. */
-  curve: (Pick<CurvePoint, "weightedRecall" | "predictedSparsity"> & { bytesPerToken: number })[];
+  /**
+   * In ascending order of recall. Expected of a token in the layer's FFN: bytes that it reads, and seconds (files of
+   * before they decided have none).
+   */
+  curve: (Omit<CurvePoint, "threshold"> & { bytesPerToken: number })[];
 }
 
 /** A mode's outputs against the same weights dense, teacher forced over a corpus. KL in nats. */
@@ -69,6 +78,8 @@ export interface PredictorsMetadata {
   quality: QualityReport;
   /** Per layer, what its predictor was chosen from. */
   considered?: ConsideredPredictor[][];
+  /** The costs by which they were chosen, as measured. */
+  cpu?: Cpu;
   provenance: Provenance;
 }
 
@@ -84,6 +95,7 @@ export function predictorsMetadata(
     "pi.predictors": JSON.stringify(p.metrics),
     ...(p.quality && { "pi.quality": JSON.stringify(p.quality) }),
     ...(p.considered && { "pi.considered": JSON.stringify(p.considered) }),
+    ...(p.cpu && { "pi.cpu": JSON.stringify(p.cpu) }),
     "pi.provenance": JSON.stringify(p.provenance),
   };
 }
@@ -96,11 +108,12 @@ export function parsePredictors(metadata: Record<string, string>, path: string, 
   const provenance = Fields.parse(metadata["pi.provenance"] ?? "", `${path}: pi.provenance`, "E_FORMAT");
   provenance.object("inputs");
   provenance.object("options");
-  const considered = metadata["pi.considered"];
+  const { "pi.considered": considered, "pi.cpu": cpu } = metadata;
   return {
     metrics: parsePredictorMetrics(metadata["pi.predictors"] ?? "", path, nLayers),
     quality: parseQuality(metadata["pi.quality"] ?? "", path),
     ...(considered !== undefined && { considered: parseConsidered(considered, path, nLayers) }),
+    ...(cpu !== undefined && { cpu: readCpu(Fields.parse(cpu, `${path}: pi.cpu`, "E_FORMAT")) }),
     provenance: JSON.parse(metadata["pi.provenance"]!) as Provenance,
   };
 }
@@ -127,6 +140,7 @@ function parseMetrics(layer: Fields): PredictorMetrics {
     trueSparsity: layer.number("trueSparsity", 0, 1),
     predictedSparsity: layer.number("predictedSparsity", 0, 1),
     bytes: layer.integer("bytes"),
+    ...secondsOf(layer),
     ...(curve && { curve }),
   };
 }
@@ -138,10 +152,21 @@ const parsePoint = (point: Fields): CurvePoint => ({
   weightedRecall: point.number("weightedRecall", 0, 1),
   predictedSparsity: point.number("predictedSparsity", 0, 1),
   threshold: point.number("threshold", -Infinity),
+  ...secondsOf(point),
 });
+
+const secondsOf = (fields: Fields): { secondsPerToken?: number } =>
+  fields.has("secondsPerToken") ? { secondsPerToken: fields.number("secondsPerToken", 0) } : {};
 
 /** Most predictors that are considered for a layer. */
 const MAX_CONSIDERED = 64;
+
+const parseConsideredPoint = (point: Fields): ConsideredPredictor["curve"][number] => ({
+  weightedRecall: point.number("weightedRecall", 0, 1),
+  predictedSparsity: point.number("predictedSparsity", 0, 1),
+  bytesPerToken: point.number("bytesPerToken"),
+  ...secondsOf(point),
+});
 
 function parseConsidered(text: string, path: string, nLayers: number): ConsideredPredictor[][] {
   const list = Fields.parse(`{"layers": ${text}}`, `${path}: pi.considered`, "E_FORMAT");
@@ -150,11 +175,7 @@ function parseConsidered(text: string, path: string, nLayers: number): Considere
       kind: predictor.oneOf("kind", PREDICTOR_KINDS),
       rank: predictor.integer("rank"),
       bytes: predictor.integer("bytes"),
-      curve: predictor.list("curve", MAX_CURVE).map((point) => ({
-        weightedRecall: point.number("weightedRecall", 0, 1),
-        predictedSparsity: point.number("predictedSparsity", 0, 1),
-        bytesPerToken: point.number("bytesPerToken"),
-      })),
+      curve: predictor.list("curve", MAX_CURVE).map(parseConsideredPoint),
     })),
   );
 }

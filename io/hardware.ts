@@ -1,7 +1,9 @@
-/** What the operating system says of this machine. */
+/** What the operating system says of this machine, or a file of another. */
 import { readdir, readFile } from "node:fs/promises";
 import { availableParallelism, cpus, freemem, totalmem } from "node:os";
 import { join } from "node:path";
+import { PiError } from "../formats/errors.ts";
+import { parseHardware, type Hardware } from "../formats/hardware.ts";
 
 export interface Machine {
   /** The processor's name, and how many threads this process may use. */
@@ -30,6 +32,19 @@ export async function describeMachine(): Promise<Machine> {
 
 /** Name of the processor, e.g. "AMD EPYC". */
 export const cpuName = (): string => cpus()[0]?.model.trim() ?? process.arch;
+
+/** Name of this machine's processors, e.g. "AMD EPYC (2 threads)". */
+export function machineName(): string {
+  return `${cpuName()} (${availableParallelism()} threads)`;
+}
+
+/** Reads a hardware file. Throws `E_FILE`, `E_HARDWARE`. */
+export async function readHardwareText(path: string): Promise<{ hardware: Hardware; text: string }> {
+  const text = await readFile(path, "utf8").catch((error: NodeJS.ErrnoException) => {
+    throw new PiError("E_FILE", `${path}: expected a hardware file, found ${error.code}`);
+  });
+  return { hardware: parseHardware(text, path), text };
+}
 
 const CACHES = "/sys/devices/system/cpu/cpu0/cache";
 

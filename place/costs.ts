@@ -65,7 +65,6 @@ export interface CostOptions {
   kvType?: KvType;
 }
 
-
 /** A model, and in `tensors` its predictors, where it has any. */
 export type CostModel = Pick<ModelFile, "config" | "dtype" | "tensors">;
 

@@ -1,9 +1,6 @@
-import { readFile } from "node:fs/promises";
-import { availableParallelism } from "node:os";
-import { PiError } from "../formats/errors.ts";
-import { parseHardware, type Gpu, type Hardware } from "../formats/hardware.ts";
-import { cpuName, describeMachine } from "../io/hardware.ts";
-import { measureCpu, type CpuMeasurement } from "../model/measure-cpu.ts";
+import type { Gpu, Hardware } from "../formats/hardware.ts";
+import { machineName, readHardwareText } from "../io/hardware.ts";
+import { measureCpu, measurement, type CpuMeasurement } from "../model/measure-cpu.ts";
 import { native } from "../native/index.ts";
 import type { GpuHardware } from "./price.ts";
 
@@ -16,31 +13,6 @@ export const REFERENCE = { name: "reference GPU (as fast as an RTX 4090)", bandw
 export const REFERENCE_LINK = { bandwidth: 25e9, syncSeconds: 20e-6 };
 
 const referenceGpu = (vramBytes: number): Gpu => ({ ...REFERENCE, vramBytes, reservedBytes: 0 });
-
-/**
- * Bytes to measure with: as many as a model has, or without one a gigabyte, the more memory is in use the slower it is
- * read; beyond any cache, and no more than a quarter of what is free.
- */
-const PROBE_BYTES = { usual: 1 << 30, least: 128 << 20, most: 2 ** 31 };
-const PROBE_SECONDS = 0.04;
-
-/** Name of this machine's processors, e.g. "AMD EPYC (2 threads)". */
-export function machineName(): string {
-  return `${cpuName()} (${availableParallelism()} threads)`;
-}
-
-/** How this machine is measured for a model of `modelBytes`. */
-export async function measurement(modelBytes: number = PROBE_BYTES.usual): Promise<CpuMeasurement> {
-  const { caches, memory } = await describeMachine();
-  const { least, most } = PROBE_BYTES;
-  const free = Math.max(least, memory.available / 4);
-  return {
-    threads: availableParallelism(),
-    seconds: PROBE_SECONDS,
-    memoryBytes: Math.floor(Math.min(most, free, Math.max(least, modelBytes))),
-    cacheBytes: caches.at(-1)?.size ?? null,
-  };
-}
 
 /** Bytes of its memory that a GPU is measured with; an emulated one is no faster than its host. */
 const GPU_PROBE_BYTES = { cuda: 256 << 20, emulated: 64 << 10 };
@@ -85,9 +57,6 @@ export async function readHardwareFile(
   path: string,
   vramBytes: number,
 ): Promise<{ hardware: GpuHardware; text: string }> {
-  const text = await readFile(path, "utf8").catch((error: NodeJS.ErrnoException) => {
-    throw new PiError("E_FILE", `${path}: expected a hardware file, found ${error.code}`);
-  });
-  const hardware = parseHardware(text, path);
+  const { hardware, text } = await readHardwareText(path);
   return { hardware: { ...hardware, gpu: hardware.gpu ?? referenceGpu(vramBytes) }, text };
 }

@@ -9,7 +9,7 @@ const BINS = 2 ** BIN_BITS;
 const MAX_F32 = (2 - 2 ** -23) * 2 ** 127;
 
 /** What a threshold gives on held-out rows. All are shares in [0, 1]. */
-export type OperatingPoint = Omit<PredictorMetrics, "kind" | "rank" | "bytes" | "curve">;
+export type OperatingPoint = Omit<PredictorMetrics, "kind" | "rank" | "bytes" | "secondsPerToken" | "curve">;
 
 export const miss = (point: Pick<OperatingPoint, "weightedRecall">): number => 1 - point.weightedRecall;
 

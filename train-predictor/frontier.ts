@@ -1,4 +1,5 @@
 import type { OperatingPoint } from "./curve.ts";
+import type { Cost } from "./ffn-prices.ts";
 import type { FinishedLayer } from "./journal.ts";
 
 /** One of the predictors that a layer may get. */
@@ -8,8 +9,8 @@ export interface Candidate {
   /** The recall it was sized for. */
   recall: number;
   finished: FinishedLayer;
-  /** Expected bytes that a token reads in the layer's FFN at one of its points. */
-  bytes(point: OperatingPoint): number;
+  /** Expected of a token in the layer's FFN at one of its points. */
+  cost(point: OperatingPoint): Cost;
   /** Whether it is as small as it has to be. */
   allowed: boolean;
 }
@@ -22,27 +23,27 @@ export function choosable(candidates: readonly Candidate[]): readonly Candidate[
 
 /** The points of several predictors that are worth choosing. */
 export interface Frontier {
-  /** In ascending order of recall, and of bytes; the last one misses as little as any. */
+  /** In ascending order of recall, and of time; the last one misses as little as any. */
   points: OperatingPoint[];
   /** Whose point it is. */
   owner(point: OperatingPoint): Candidate;
 }
 
 /**
- * The points of all candidates that none beats in both recall and bytes. Candidates come with the simpler ones first: of
+ * The points of all candidates that none beats in both recall and time. Candidates come with the simpler ones first: of
  * equals the first stays.
  */
 export function frontier(candidates: readonly Candidate[]): Frontier {
   const all = candidates.flatMap((candidate) =>
-    candidate.finished.points.map((point) => ({ point, candidate, bytes: candidate.bytes(point) })),
+    candidate.finished.points.map((point) => ({ point, candidate, seconds: candidate.cost(point).seconds })),
   );
   // Sorting is stable.
-  all.sort((a, b) => b.point.weightedRecall - a.point.weightedRecall || a.bytes - b.bytes);
+  all.sort((a, b) => b.point.weightedRecall - a.point.weightedRecall || a.seconds - b.seconds);
   const owners = new Map<OperatingPoint, Candidate>();
   let least = Infinity;
-  for (const { point, candidate, bytes } of all) {
-    if (bytes >= least) continue;
-    least = bytes;
+  for (const { point, candidate, seconds } of all) {
+    if (seconds >= least) continue;
+    least = seconds;
     owners.set(point, candidate);
   }
   return { points: [...owners.keys()].toReversed(), owner: (point) => owners.get(point)! };

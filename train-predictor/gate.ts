@@ -46,7 +46,7 @@ export interface Passed<T> {
 export type Layer = Omit<Candidates, "sensitivity">;
 
 /**
- * Chooses every layer's threshold so that a token reads least while the model's quality, measured on held-out text,
+ * Chooses every layer's threshold so that a token takes the least time while the model's quality, measured on held-out text,
  * holds: layers share one price of quality (`allocate`), and the sum that they may lose is searched by measuring. A
  * layer's own recall is neither goal nor knob. `resize` is asked for layers whose predictor was sized for another
  * recall than it gets. The ratio may be as far below 1 as above: a model that is surer by mistake is no better. A
@@ -104,7 +104,7 @@ export async function passGate<T extends Layer>(
 function withSensitivity<T extends Layer>(layers: readonly T[], sensitivities: readonly number[]): Candidates[] {
   return layers.map((layer, i) => ({
     points: layer.points,
-    bytes: (point) => layer.bytes(point),
+    seconds: (point) => layer.seconds(point),
     sensitivity: sensitivities[i]!,
   }));
 }

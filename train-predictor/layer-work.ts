@@ -3,7 +3,7 @@ import { samplesPath } from "../io/profile-files.ts";
 import type { StageContext } from "../io/progress.ts";
 import { readGate, type GateWeights } from "./gate-weights.ts";
 import type { FinishedLayer, TrainingJournal } from "./journal.ts";
-import type { Plan } from "./plan.ts";
+import type { PricedPlan } from "./plan.ts";
 import { openLayerSamples, type LayerSamples } from "./samples.ts";
 import { sizeLayer, type Sizing } from "./size-layer.ts";
 import { makeTrainingFree } from "./training-free.ts";
@@ -14,14 +14,14 @@ const MIN_EPOCHS = 4;
 
 /** Makes predictors of one layer; its samples are opened when first needed, and its gate likewise. */
 export class LayerWork {
-  readonly #plan: Plan;
+  readonly #plan: PricedPlan;
   readonly #journal: TrainingJournal;
   readonly #context: StageContext;
   readonly #layer: number;
   #samples: LayerSamples | undefined;
   #gate: GateWeights | undefined;
 
-  constructor(plan: Plan, journal: TrainingJournal, context: StageContext, layer: number) {
+  constructor(plan: PricedPlan, journal: TrainingJournal, context: StageContext, layer: number) {
     this.#plan = plan;
     this.#journal = journal;
     this.#context = context;

@@ -2,6 +2,7 @@
 import { availableParallelism } from "node:os";
 import { join } from "node:path";
 import { check } from "../formats/errors.ts";
+import type { Cpu } from "../formats/hardware.ts";
 import {
   parsePredictors,
   PREDICTOR_KINDS,
@@ -17,8 +18,10 @@ import { readModelFile, type ModelFile } from "../model/model-file.ts";
 import { hashTokens } from "../model/quality.ts";
 import { layerTensor } from "../model/tensors.ts";
 import { native } from "../native/index.ts";
+import { FfnPrices, neuronRowsOf } from "./ffn-prices.ts";
+import { machineOf, measureHere, type Machine } from "./machine.ts";
 import { SAMPLE_MEMORY, type SampleMemory } from "./samples.ts";
-import { neuronBytes, PREDICTOR_DTYPES, type NeuronBytes, type PredictorDType } from "./store.ts";
+import { PREDICTOR_DTYPES, type PredictorDType } from "./store.ts";
 import { impossible } from "./training-free.ts";
 import { HYPERPARAMETERS, type Hyperparameters } from "./train.ts";
 
@@ -31,10 +34,12 @@ export interface TrainPredictorOptions {
   maxGap?: number;
   /** Bytes of all predictors over bytes of the model. Default 0.08. */
   maxSize?: number;
-  /** Of the predictors; `auto` takes the kind that makes a token read least, layer by layer. Default auto. */
+  /** Of the predictors; `auto` takes the kind that costs a token least time, layer by layer. Default auto. */
   kind?: PredictorKind | "auto";
-  /** Type of the matrices of an mlp or svd; `auto` takes the one that makes a token read least, layer by layer. Default auto. */
+  /** Type of the matrices of an mlp or svd; `auto` takes the one that costs a token least time, layer by layer. Default auto. */
   dtype?: PredictorDType | "auto";
+  /** A hardware file: choose for the CPU described there. Default: this one, measured. */
+  hardware?: string;
   /** Sampled rows of a layer to use, about. Default 32,768. */
   samples?: number;
   /**
@@ -62,7 +67,8 @@ export interface Plan {
   dir: string;
   path: string;
   model: ModelFile;
-  neuron: NeuronBytes;
+  /** Whose time counts. */
+  machine: Machine;
   recall: number;
   maxPerplexityRatio: number;
   maxGap: number;
@@ -88,6 +94,19 @@ export interface Plan {
   identity: string;
 }
 
+/** A plan for a CPU whose costs are known. */
+export type PricedPlan = Plan & { cpu: Cpu; prices: FfnPrices };
+
+/** `measured` may know what an interrupted run measured; it is asked where no file tells what the CPU costs. */
+export async function priced(plan: Plan, measured: (measure: () => Promise<Cpu>) => Promise<Cpu>): Promise<PricedPlan> {
+  const { machine, model, modelBytes } = plan;
+  const cpu = machine.cpu ?? (await measured(() => measureHere(model, modelBytes)));
+  return { ...plan, cpu, prices: pricesOf(plan, cpu) };
+}
+
+export const pricesOf = ({ model, modelBytes }: Plan, cpu: Cpu): FfnPrices =>
+  new FfnPrices(model.config, neuronRowsOf(model), cpu, modelBytes);
+
 export const predictorsPath = (dir: string): string => join(dir, "predictors.safetensors");
 
 export async function makePlan(dir: string, options: TrainPredictorOptions): Promise<Plan> {
@@ -100,6 +119,7 @@ export async function makePlan(dir: string, options: TrainPredictorOptions): Pro
   const activations = await readActivations(activationsPath(dir));
   checkSameInput("weights", activationsPath(dir), model.weights, activations.provenance.inputs["model"]);
   const { kind = "auto", dtype = "auto", maxSize = 0.08 } = options;
+  const machine = await machineOf(options.hardware);
   const described = {
     kind,
     recall: options.recall ?? 0.995,
@@ -112,6 +132,7 @@ export async function makePlan(dir: string, options: TrainPredictorOptions): Pro
     labelShare: options.labelShare ?? HYPERPARAMETERS.labelShare,
     contributionWeight: options.contributionWeight ?? HYPERPARAMETERS.contributionWeight,
     seed: options.seed ?? 0,
+    machine: machine.machine,
   };
   const inputs = { model: model.weights, activations: await sha256File(activationsPath(dir)) };
   const trainedFrom = provenance("train-predictor", described, inputs);
@@ -123,7 +144,7 @@ export async function makePlan(dir: string, options: TrainPredictorOptions): Pro
     dir,
     path: predictorsPath(dir),
     model,
-    neuron: neuronBytesOf(model),
+    machine,
     modelBytes,
     maxBytes: maxSize * modelBytes,
     kinds: kindsOf(kind, model),
@@ -161,12 +182,6 @@ function kindsOf(kind: PredictorKind | "auto", { path, config, tensors }: ModelF
   return [kind];
 }
 
-function neuronBytesOf({ config, tensors }: ModelFile): NeuronBytes {
-  const stored = (part: string) => tensors.get(layerTensor(0, `ffn.${part}.weight`))?.dtype;
-  const [gate, up, down] = [stored("gate"), stored("up")!, stored("down_t")!];
-  return neuronBytes(config.dim, gate ? { gate, up, down } : { up, down });
-}
-
 async function readHeldoutWindows(dir: string, weights: string): Promise<Int32Array[]> {
   const path = heldoutPath(dir);
   const heldout = await readHeldout(path);
@@ -186,7 +201,7 @@ export async function upToDate(plan: Plan): Promise<(PredictorsMetadata & { comp
   if (!file) return undefined;
   try {
     const found = parsePredictors(file.metadata, plan.path, plan.model.config.nLayers);
-    if (!sameProvenance(withoutEval(found.provenance), plan.trainedFrom)) return undefined;
+    if (!found.cpu || !sameProvenance(withoutEval(found.provenance), plan.trainedFrom)) return undefined;
     const wanted = plan.origin.inputs[EVAL];
     return { ...found, complete: wanted === undefined || wanted === found.provenance.inputs[EVAL] };
   } catch {

@@ -1,9 +1,10 @@
 import type { StageContext } from "../io/progress.ts";
 import type { PredictorTrainer } from "../native/index.ts";
 import { measureCurve, RECALLS, type OperatingPoint } from "./curve.ts";
+import type { Cost, FfnPrices } from "./ffn-prices.ts";
 import type { RowShape } from "./keyed-rows.ts";
 import type { LayerSamples } from "./samples.ts";
-import { storePredictor, type NeuronBytes, type PredictorDType, type Stored } from "./store.ts";
+import { storePredictor, type PredictorDType, type Stored } from "./store.ts";
 import { train, type Hyperparameters, type TrainingState } from "./train.ts";
 
 /** What sizing a layer's predictor aims at and may spend. */
@@ -20,7 +21,7 @@ export interface Sizing {
   epochs: number;
   seed: number;
   threads: number;
-  neuron: NeuronBytes;
+  prices: FfnPrices;
   hyperparameters: Hyperparameters;
 }
 
@@ -28,7 +29,8 @@ export interface Sizing {
 export interface Trial {
   rank: number;
   epochs: number;
-  bytes: number;
+  /** Of the predictor alone. */
+  cost: Cost;
   point: OperatingPoint;
 }
 
@@ -59,10 +61,10 @@ const TRIAL = 1 / 3;
 const USUAL_DECAY = 0.989;
 
 /**
- * Finds the rank that makes a token read least and trains it. The paper's adaptive sizing iterates the hidden size from a
- * start by the layer's sparsity, corrected for skew; what decides here is the expected bytes a token reads in this
- * layer's FFN at the required recall: the predictor, the tested rows of all neurons that it predicts, and the other rows
- * of those that fire. Where that predicts too many neurons in vain, the rank grows further. Every rank starts from fresh
+ * Finds the rank that costs a token least and trains it. The paper's adaptive sizing iterates the hidden size from a
+ * start by the layer's sparsity, corrected for skew; what decides here is the expected time of a token in this layer's
+ * FFN at the required recall: the predictor, the tested rows of all neurons that it predicts, and the other rows of those
+ * that fire. Where that predicts too many neurons in vain, the rank grows further. Every rank starts from fresh
  * weights: a grown predictor stays behind one trained at its size (docs/log.md).
  */
 export async function sizeLayer(
@@ -77,13 +79,13 @@ export async function sizeLayer(
     const about = { label: `${label}, ${what} ${rank}`, recall: sizing.recall };
     const trainer = await train(samples, { ...sizing, rank, epochs }, about, context, attempts.training(rank, epochs));
     const found = await cheapest(samples, trainer, sizing);
-    const trial = { rank, epochs, bytes: found.bytes, point: found.point };
+    const trial = { rank, epochs, cost: found.cost, point: found.point };
     await attempts.record(trial);
     return { ...found, trial };
   };
   const trialEpochs = Math.ceil(TRIAL * sizing.epochs);
   const highest = highestRank(samples, sizing);
-  const climb = await cheapestRank(Math.min(start, highest), samples.nNeurons, sizing, highest, async (rank) => {
+  const climb = await cheapestRank(Math.min(start, highest), sizing, highest, async (rank) => {
     return attempts.tried(rank, trialEpochs) ?? (await attempt(rank, trialEpochs, "trying rank")).trial;
   });
   for (let { rank } = climb; ;) {
@@ -108,7 +110,6 @@ const FORGETFUL: Attempts = {
 /** Climbs from `start`, up first, for as long as it gets cheaper; `decay` is what a unit of rank leaves of the false positives. */
 async function cheapestRank(
   start: number,
-  nNeurons: number,
   sizing: Sizing,
   highest: number,
   attempt: (rank: number) => Promise<Trial>,
@@ -116,25 +117,26 @@ async function cheapestRank(
   const trials: Trial[] = [await attempt(start)];
   let best = trials[0]!;
   for (let rank = roundUp(GROWTH * start); rank <= highest; rank = roundUp(GROWTH * rank)) {
-    if (trials.length > 1 && !pays(best, decayOf(trials), rank, nNeurons, sizing)) break;
+    if (trials.length > 1 && !pays(best, decayOf(trials), rank, sizing)) break;
     const larger = await attempt(rank);
     trials.push(larger);
-    if (cost(larger, nNeurons, sizing) >= cost(best, nNeurons, sizing)) break;
+    if (expected(larger, sizing) >= expected(best, sizing)) break;
     best = larger;
   }
   if (best === trials[0]) {
     for (let rank = roundDown(start / GROWTH); rank > 0; rank = roundDown(rank / GROWTH)) {
       const smaller = await attempt(rank);
       trials.unshift(smaller);
-      if (cost(smaller, nNeurons, sizing) >= cost(best, nNeurons, sizing)) break;
+      if (expected(smaller, sizing) >= expected(best, sizing)) break;
       best = smaller;
     }
   }
   return { rank: best.rank, decay: decayOf(trials) };
 }
 
-const cost = ({ bytes, point }: Pick<Trial, "bytes" | "point">, nNeurons: number, { neuron }: Sizing): number =>
-  ffnBytes(bytes, nNeurons, neuron, point);
+/** Seconds of a token in the layer's FFN. */
+const expected = ({ cost, point }: Pick<Trial, "cost" | "point">, { prices }: Sizing): number =>
+  prices.at(cost, point).seconds;
 
 /** Share of a layer's neurons that is predicted in vain. */
 const falsePositives = ({ predictedSparsity, trueSparsity, recall }: OperatingPoint): number =>
@@ -153,10 +155,13 @@ function decayOf(trials: readonly Trial[]): number {
  * saves, are taken to shrink by `decay` for every unit of rank. Spares training the largest predictor of a layer only to
  * see it lose.
  */
-function pays(current: Trial, decay: number, rank: number, nNeurons: number, { neuron }: Sizing): boolean {
+function pays(current: Trial, decay: number, rank: number, sizing: Sizing): boolean {
   const units = rank - current.rank;
-  const saved = nNeurons * neuron.test * falsePositives(current.point) * (1 - decay ** units);
-  return saved > (current.bytes / current.rank) * units;
+  const { cost, point } = current;
+  const larger = { bytes: (cost.bytes * rank) / current.rank, seconds: (cost.seconds * rank) / current.rank };
+  const saved = falsePositives(point) * (1 - decay ** units);
+  const grown = { cost: larger, point: { ...point, predictedSparsity: point.predictedSparsity + saved } };
+  return expected(grown, sizing) < expected(current, sizing);
 }
 
 /** The rank at which no more neurons than allowed should be predicted in vain; undefined when it is reached or cannot be. */
@@ -204,20 +209,8 @@ async function cheapest(samples: LayerSamples, trainer: PredictorTrainer, sizing
     if (stored.bytes > sizing.maxBytes && i + 1 < sizing.dtypes.length) continue;
     trainer.setWeights(stored.weights);
     const curve = await measureCurve(samples, trainer, samples.heldout);
-    candidates.push({ stored, bytes: stored.bytes, curve, point: curve.at(sizing.recall) });
+    candidates.push({ stored, cost: sizing.prices.predictor(stored), curve, point: curve.at(sizing.recall) });
   }
-  const bytes = candidates.map((candidate) => cost(candidate, samples.nNeurons, sizing));
-  return candidates[bytes.indexOf(Math.min(...bytes))]!;
-}
-
-/** Expected bytes that a token reads in a layer's FFN. */
-export function ffnBytes(
-  predictorBytes: number,
-  nNeurons: number,
-  neuron: NeuronBytes,
-  point: Pick<OperatingPoint, "recall" | "trueSparsity" | "predictedSparsity">,
-): number {
-  const tested = 1 - point.predictedSparsity;
-  const firing = (1 - point.trueSparsity) * point.recall;
-  return predictorBytes + nNeurons * (tested * neuron.test + firing * neuron.rest);
+  const seconds = candidates.map((candidate) => expected(candidate, sizing));
+  return candidates[seconds.indexOf(Math.min(...seconds))]!;
 }

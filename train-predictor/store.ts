@@ -1,4 +1,4 @@
-import { DTYPES, rowBytes, type DType } from "../formats/dtypes.ts";
+import { DTYPES, type DType } from "../formats/dtypes.ts";
 import type { PredictorKind } from "../formats/predictors.ts";
 import { native, type PredictorWeights } from "../native/index.ts";
 
@@ -77,15 +77,3 @@ export const bytesIn = (tensors: Record<string, StoredPart>): number =>
   Object.values(tensors).reduce((sum, { bytes }) => sum + bytes.length, 0);
 
 export const bytesOf = (values: Float32Array) => new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
-
-/** Bytes of one neuron's rows: what is read to test whether it fires, and what only a neuron that fires needs. */
-export interface NeuronBytes {
-  test: number;
-  rest: number;
-}
-
-/** {@link NeuronBytes} of a layer whose matrices have these types; `gate` is absent in an FFN without one. */
-export function neuronBytes(dim: number, types: { gate?: DType; up: DType; down: DType }): NeuronBytes {
-  const [up, down] = [rowBytes(types.up, dim), rowBytes(types.down, dim)];
-  return types.gate === undefined ? { test: up, rest: down } : { test: rowBytes(types.gate, dim), rest: up + down };
-}

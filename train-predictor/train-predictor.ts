@@ -9,8 +9,8 @@ import type {
 import type { StageContext } from "../io/progress.ts";
 import { passGate } from "./gate.ts";
 import { TrainingJournal } from "./journal.ts";
-import { makePlan, upToDate, type Plan, type TrainPredictorOptions } from "./plan.ts";
-import { ffnBytes } from "./size-layer.ts";
+import type { Cost } from "./ffn-prices.ts";
+import { makePlan, priced, pricesOf, upToDate, type Plan, type TrainPredictorOptions } from "./plan.ts";
 import { measureThresholds } from "./thresholds.ts";
 import { consideredOf, metricsOf, TrainingRun } from "./training-run.ts";
 import { rewriteQuality, writePredictors } from "./write.ts";
@@ -25,8 +25,8 @@ export interface TrainPredictorResult {
   quality: QualityReport;
   /** Per layer, every predictor that was considered, the simplest kind first, with its recall-cost curve. */
   considered: ConsideredPredictor[][];
-  /** Expected bytes that a token reads in each layer's FFN, of all neurons and with the predictor. */
-  ffnBytes: { dense: number; predictor: number }[];
+  /** Expected of a token in each layer's FFN, of all neurons and with the predictor. */
+  ffn: { dense: Cost; predictor: Cost }[];
   /** Of all predictors over those of the model. */
   sizeShare: number;
 }
@@ -63,9 +63,10 @@ export async function trainPredictors(
   }
 }
 
-type Trained = Pick<PredictorsMetadata, "metrics" | "quality" | "considered">;
+type Trained = Pick<PredictorsMetadata, "metrics" | "quality" | "considered" | "cpu">;
 
-async function trainAll(plan: Plan, journal: TrainingJournal, context: StageContext): Promise<Trained> {
+async function trainAll(unpriced: Plan, journal: TrainingJournal, context: StageContext): Promise<Trained> {
+  const plan = await priced(unpriced, (measure) => journal.measured("cpu", measure));
   const run = new TrainingRun(plan, journal, context);
   const start = await run.sizeAll();
   const { layers, points, quality } = await passGate(
@@ -77,8 +78,8 @@ async function trainAll(plan: Plan, journal: TrainingJournal, context: StageCont
     context,
   );
   const chosen = layers.map((layer, i) => layer.owner(points[i]!));
-  const metrics = chosen.map(({ finished }, i) => metricsOf(finished, points[i]!));
-  const measured = { metrics, quality, considered: layers.map(consideredOf) };
+  const metrics = chosen.map((candidate, i) => metricsOf(candidate, points[i]!));
+  const measured = { metrics, quality, considered: layers.map(consideredOf), cpu: plan.cpu };
   await writePredictors(plan.path, plan, journal, chosen, measured, context.signal);
   return measured;
 }
@@ -93,19 +94,19 @@ async function measureElsewhere(plan: Plan, { quality, ...trained }: Trained, co
   return measured;
 }
 
-function report(plan: Plan, isUpToDate: boolean, { metrics, quality, considered = [] }: Trained): TrainPredictorResult {
-  const { model, neuron } = plan;
-  const { nNeurons } = model.config;
+function report(plan: Plan, isUpToDate: boolean, trained: Trained): TrainPredictorResult {
+  const { metrics, quality, considered = [], cpu } = trained;
+  const prices = pricesOf(plan, cpu!);
   return {
     path: plan.path,
     upToDate: isUpToDate,
     metrics,
     quality,
     considered,
-    ffnBytes: metrics.map((layer) => ({
-      dense: nNeurons * (neuron.test + neuron.rest),
-      predictor: ffnBytes(layer.bytes, nNeurons, neuron, layer),
-    })),
+    ffn: metrics.map((layer) => {
+      const { bytes } = prices.at({ bytes: layer.bytes, seconds: 0 }, layer);
+      return { dense: prices.dense(), predictor: { bytes, seconds: layer.secondsPerToken! } };
+    }),
     sizeShare: metrics.reduce((sum, { bytes }) => sum + bytes, 0) / plan.modelBytes,
   };
 }

@@ -8,7 +8,7 @@ import { ScoreFitter, type ScoreFit } from "./fit-scores.ts";
 import { bitsOf, type GateWeights } from "./gate-weights.ts";
 import type { RowShape } from "./keyed-rows.ts";
 import type { LayerSamples } from "./samples.ts";
-import { ffnBytes, GROWTH, highestRank, RANK_STEP, roundUp, type SizedPredictor, type Sizing } from "./size-layer.ts";
+import { GROWTH, highestRank, RANK_STEP, roundUp, type SizedPredictor, type Sizing } from "./size-layer.ts";
 import { bytesIn, bytesOf, matrixDType, type PredictorDType, type Stored } from "./store.ts";
 
 /** Rows that scores are fitted on; and that are scored at a time. */
@@ -122,7 +122,7 @@ async function cheapestSvd(input: LayerInput): Promise<SizedPredictor> {
 /** Share of the neurons that is predicted beyond those that fire. */
 const gapOf = ({ trueSparsity, predictedSparsity }: OperatingPoint): number => trueSparsity - predictedSparsity;
 
-/** With what it costs at the required recall. */
+/** With what a token then takes at the required recall, in seconds. */
 type SizedSvd = SizedPredictor & { cost: number; point: OperatingPoint };
 
 /** The svd of a rank in the type that costs least at the required recall. */
@@ -229,6 +229,6 @@ async function measured({ samples, sizing }: LayerInput, stored: Stored): Promis
   const tensors = tensorsOf(stored.kind, stored.rank, stored.tensors, samples);
   const curve = await measureCurve(samples, scorer(samples, tensors, sizing.threads), samples.heldout);
   const point = curve.at(sizing.recall);
-  const cost = ffnBytes(stored.bytes, samples.nNeurons, sizing.neuron, point);
+  const cost = sizing.prices.at(sizing.prices.predictor(stored), point).seconds;
   return { stored, points: curve.points(RECALLS), cost, point };
 }

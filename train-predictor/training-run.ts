@@ -1,14 +1,13 @@
-import type { ConsideredPredictor, PredictorKind, PredictorMetrics } from "../formats/predictors.ts";
+import type { ConsideredPredictor, CurvePoint, PredictorKind, PredictorMetrics } from "../formats/predictors.ts";
 import { canonicalJson } from "../formats/provenance.ts";
 import { sha256 } from "../io/hash.ts";
 import type { StageContext } from "../io/progress.ts";
-import { miss, storedCurve, storedPoints, type OperatingPoint } from "./curve.ts";
+import { miss, storedPoints, type OperatingPoint } from "./curve.ts";
 import { choosable, frontier, type Candidate } from "./frontier.ts";
 import type { Layer, Measure } from "./gate.ts";
-import type { FinishedLayer, TrainingJournal } from "./journal.ts";
-import type { Plan } from "./plan.ts";
+import type { TrainingJournal } from "./journal.ts";
 import { LayerWork } from "./layer-work.ts";
-import { ffnBytes } from "./size-layer.ts";
+import type { PricedPlan } from "./plan.ts";
 import { measureThresholds, spread } from "./thresholds.ts";
 import { writePredictors } from "./write.ts";
 
@@ -28,13 +27,13 @@ export interface RunLayer extends Layer {
 
 /** Sizes layers and measures them together; everything that was done before an interruption is in the journal. */
 export class TrainingRun {
-  readonly #plan: Plan;
+  readonly #plan: PricedPlan;
   readonly #journal: TrainingJournal;
   readonly #context: StageContext;
   /** The layers whose predictors are in the candidate file. */
   #candidate: string | undefined;
 
-  constructor(plan: Plan, journal: TrainingJournal, context: StageContext) {
+  constructor(plan: PricedPlan, journal: TrainingJournal, context: StageContext) {
     this.#plan = plan;
     this.#journal = journal;
     this.#context = context;
@@ -106,7 +105,7 @@ export class TrainingRun {
     start?: number,
   ): Promise<RunLayer> {
     this.#context.signal.throwIfAborted();
-    const { model, neuron } = this.#plan;
+    const { prices } = this.#plan;
     const key = (kind: PredictorKind) =>
       `layer ${layer}, ${kind}, recall ${recall.toFixed(6)}, at most ${Math.floor(maxBytes)} bytes`;
     const work = new LayerWork(this.#plan, this.#journal, this.#context, layer);
@@ -114,8 +113,9 @@ export class TrainingRun {
       const candidates: Candidate[] = [];
       for (const kind of kinds) {
         const finished = this.#journal.layer(key(kind)) ?? (await work.make(kind, recall, maxBytes, key(kind), start));
-        const bytes = (point: OperatingPoint) => ffnBytes(finished.bytes, model.config.nNeurons, neuron, point);
-        candidates.push({ key: key(kind), recall, finished, bytes, allowed: finished.bytes <= maxBytes });
+        const predictor = prices.predictor(finished);
+        const cost = (point: OperatingPoint) => prices.at(predictor, point);
+        candidates.push({ key: key(kind), recall, finished, cost, allowed: finished.bytes <= maxBytes });
       }
       return runLayer(candidates);
     } finally {
@@ -128,7 +128,7 @@ export class TrainingRun {
     const path = this.#journal.path("candidate");
     const candidate = chosen.map(({ key }) => key).join("\n");
     if (this.#candidate === candidate) return path;
-    const metrics = chosen.map(({ finished }, i) => metricsOf(finished, points[i]!));
+    const metrics = chosen.map((taken, i) => metricsOf(taken, points[i]!));
     await writePredictors(path, this.#plan, this.#journal, chosen, { metrics }, this.#context.signal);
     this.#candidate = candidate;
     return path;
@@ -137,27 +137,34 @@ export class TrainingRun {
 
 function runLayer(candidates: readonly Candidate[]): RunLayer {
   const { points, owner } = frontier(choosable(candidates));
-  return { candidates, points, owner, bytes: (point) => owner(point).bytes(point) };
+  return { candidates, points, owner, seconds: (point) => owner(point).cost(point).seconds };
 }
 
 const largest = (candidates: readonly Candidate[]): number =>
   Math.max(...choosable(candidates).map(({ finished }) => finished.bytes));
 
 /** What is stored of a layer that runs at `point`. */
-export function metricsOf({ kind, rank, bytes, points }: FinishedLayer, point: OperatingPoint): PredictorMetrics {
-  return { kind, rank, ...point, bytes, curve: storedCurve(points) };
+export function metricsOf({ finished, cost }: Candidate, point: OperatingPoint): PredictorMetrics {
+  const { kind, rank, bytes, points } = finished;
+  const curve = storedPoints(points).map((stored): CurvePoint => {
+    const { weightedRecall, predictedSparsity, threshold } = stored;
+    return { weightedRecall, predictedSparsity, threshold, secondsPerToken: secondsAt(cost, stored) };
+  });
+  return { kind, rank, ...point, bytes, secondsPerToken: secondsAt(cost, point), curve };
 }
+
+/** Rounded: what was measured is not exact. */
+const secondsAt = (cost: Candidate["cost"], point: OperatingPoint): number =>
+  Number(cost(point).seconds.toPrecision(4));
 
 /** What is reported of predictors that a layer might have got. */
 export function consideredOf({ candidates }: RunLayer): ConsideredPredictor[] {
-  return candidates.map(({ finished: { kind, rank, bytes, points }, bytes: cost }) => ({
-    kind,
-    rank,
-    bytes,
-    curve: storedPoints(points).map((point) => ({
-      weightedRecall: point.weightedRecall,
-      predictedSparsity: point.predictedSparsity,
-      bytesPerToken: Math.round(cost(point)),
-    })),
-  }));
+  return candidates.map(({ finished: { kind, rank, bytes, points }, cost }) => {
+    const curve = storedPoints(points).map((point) => {
+      const { weightedRecall, predictedSparsity } = point;
+      const bytesPerToken = Math.round(cost(point).bytes);
+      return { weightedRecall, predictedSparsity, bytesPerToken, secondsPerToken: secondsAt(cost, point) };
+    });
+    return { kind, rank, bytes, curve };
+  });
 }

@@ -1,4 +1,4 @@
-import { formatBytes, formatNumber } from "../output.ts";
+import { formatBytes, formatMicroseconds, formatNumber } from "../output.ts";
 
 /** Where values lie on an axis: a function from values to pixels, and the values that get a label. */
 export interface Scale {
@@ -47,6 +47,15 @@ export function bytes(most: number, range: Interval, count = 5): Scale {
   const ticks = niceSteps([0, most / unit], count).map((value) => ({
     value: value * unit,
     label: value === 0 ? "0" : formatBytes(value * unit),
+  }));
+  return linear([0, most > 0 ? most : 1], range, ticks);
+}
+
+/** Seconds from 0 to `most`, in microseconds. */
+export function microseconds(most: number, range: Interval, count = 5): Scale {
+  const ticks = niceSteps([0, 1e6 * most], count).map((value) => ({
+    value: value / 1e6,
+    label: value === 0 ? "0" : formatMicroseconds(value / 1e6),
   }));
   return linear([0, most > 0 ? most : 1], range, ticks);
 }

@@ -3,8 +3,7 @@ import { isSparse } from "../../model/config.ts";
 import { defaultKvType, kvPositionBytes } from "../../model/kv-type.ts";
 import { EXACT_SHARE, hasShortlist, sketchBytes } from "../../model/shortlist.ts";
 import type { FfnMode } from "../../native/index.ts";
-import { ffnBytes } from "../../train-predictor/size-layer.ts";
-import type { NeuronBytes } from "../../train-predictor/store.ts";
+import { ffnBytes, type NeuronBytes } from "../../train-predictor/ffn-prices.ts";
 import { headBytes, layerBytes, type Contents, type Weights } from "./contents.ts";
 
 /** What decoding one token is expected to read, by the parts of `pi bench`. */

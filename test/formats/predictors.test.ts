@@ -7,6 +7,7 @@ import {
   type PredictorsMetadata,
 } from "../../formats/predictors.ts";
 import { provenance } from "../../formats/provenance.ts";
+import { DEFAULT_WORK } from "../../model/default-work.ts";
 
 const example: PredictorsMetadata = {
   metrics: [
@@ -52,15 +53,18 @@ test("a curve and a report on other text are read back; both may be absent", () 
 });
 
 test("kinds and what else was considered are read back; without them it is an mlp", () => {
-  const layer = { ...example.metrics[0]!, kind: "sign" as const, rank: 0 };
+  const curve = [{ weightedRecall: 0.9, predictedSparsity: 0.85, threshold: 1, secondsPerToken: 2e-5 }];
+  const layer = { ...example.metrics[0]!, kind: "sign" as const, rank: 0, secondsPerToken: 1e-5, curve };
   const point = { weightedRecall: 0.9, predictedSparsity: 0.85, bytesPerToken: 1000 };
+  const timed = { ...point, secondsPerToken: 3e-5 };
   const considered = [
     [
-      { kind: "exact" as const, rank: 0, bytes: 0, curve: [point] },
+      { kind: "exact" as const, rank: 0, bytes: 0, curve: [point, timed] },
       { kind: "mlp" as const, rank: 64, bytes: 10, curve: [] },
     ],
   ];
-  const full: PredictorsMetadata = { ...example, metrics: [layer], considered };
+  const cpu = { bandwidth: 5e10, work: DEFAULT_WORK };
+  const full: PredictorsMetadata = { ...example, metrics: [layer], considered, cpu };
   expect(parsePredictors(predictorsMetadata(full), "p", 1)).toEqual(full);
   expect(parsePredictors(predictorsMetadata(example), "p", 1).metrics[0]!.kind).toBeUndefined();
 });
@@ -102,6 +106,12 @@ describe("refused with file, expected and actual", () => {
       },
       "curve[0].bytesPerToken: expected a number",
     ],
+    [
+      "a time below 0",
+      { "pi.predictors": JSON.stringify([{ ...example.metrics[0], secondsPerToken: -1 }]) },
+      "layers[0].secondsPerToken: expected a number of at least 0, got -1",
+    ],
+    ["a CPU without a bandwidth", { "pi.cpu": "{}" }, "p: pi.cpu: bandwidth: expected a number of at least 1, got nothing"],
     [
       "a curve that is no list",
       { "pi.predictors": JSON.stringify([{ ...example.metrics[0], curve: "steep" }]) },

@@ -30,7 +30,7 @@ const layer: fc.Arbitrary<Candidates> = fc
       tested += more;
       points.push(point(1 - missed / 1000, 1 - tested / 1000));
     }
-    return { points, sensitivity, bytes: ({ predictedSparsity }) => 1000 * (1 - predictedSparsity) };
+    return { points, sensitivity, seconds: ({ predictedSparsity }) => 1000 * (1 - predictedSparsity) };
   });
 
 /** Every combination of points. */
@@ -42,7 +42,7 @@ function combinations(layers: readonly Candidates[]): OperatingPoint[][] {
 }
 
 const bytesOf = (layers: readonly Candidates[], chosen: readonly OperatingPoint[]) =>
-  chosen.reduce((sum, next, i) => sum + layers[i]!.bytes(next), 0);
+  chosen.reduce((sum, next, i) => sum + layers[i]!.seconds(next), 0);
 
 const layers = fc.array(layer, { minLength: 1, maxLength: 4 });
 const exponents = fc.constantFrom(1, 1.5, 2);
@@ -66,7 +66,7 @@ test("a layer that matters more misses less, all else equal", () => {
   const make = (sensitivity: number): Candidates => ({
     points: [...points, point(1, 0)],
     sensitivity,
-    bytes: ({ predictedSparsity }) => 1 - predictedSparsity,
+    seconds: ({ predictedSparsity }) => 1 - predictedSparsity,
   });
   const given = [make(1), make(20)];
   const uniform = expectedLoss(given, [points[20]!, points[20]!], 1);

@@ -3,7 +3,7 @@ import type { PredictorKind } from "../../formats/predictors.ts";
 import type { OperatingPoint } from "../../train-predictor/curve.ts";
 import { choosable, frontier, type Candidate } from "../../train-predictor/frontier.ts";
 
-/** `costs` in bytes per point, by weighted recall. */
+/** `costs` in seconds per point, by weighted recall; bytes say the opposite, and nothing. */
 function candidate(kind: PredictorKind, costs: Record<number, number>, allowed = true): Candidate {
   const rates = { threshold: 0, recall: 0, precision: 0, trueSparsity: 0, predictedSparsity: 0 };
   const points = Object.keys(costs)
@@ -11,12 +11,15 @@ function candidate(kind: PredictorKind, costs: Record<number, number>, allowed =
     .sort((a, b) => a - b)
     .map((weightedRecall): OperatingPoint => Object.assign({ weightedRecall }, rates));
   const finished = { kind, rank: 0, bytes: 0, points, tensors: {} };
-  return { key: kind, recall: 0.995, finished, allowed, bytes: ({ weightedRecall }) => costs[weightedRecall]! };
+  const cost = ({ weightedRecall }: OperatingPoint) => {
+    return { bytes: -costs[weightedRecall]!, seconds: costs[weightedRecall]! };
+  };
+  return { key: kind, recall: 0.995, finished, allowed, cost };
 }
 
 const list = (candidates: Candidate[]) => {
   const { points, owner } = frontier(candidates);
-  return points.map((point) => [owner(point).finished.kind, point.weightedRecall, owner(point).bytes(point)]);
+  return points.map((point) => [owner(point).finished.kind, point.weightedRecall, owner(point).cost(point).seconds]);
 };
 
 test("keeps what no other point beats, ascending", () => {
@@ -50,10 +53,10 @@ test("agrees with trying all pairs, on random curves", () => {
       return candidate(kind, Object.fromEntries(costs) as Record<number, number>);
     });
     const all = candidates.flatMap((c) =>
-      c.finished.points.map((p) => ({ recall: p.weightedRecall, bytes: c.bytes(p) })),
+      c.finished.points.map((p) => ({ recall: p.weightedRecall, seconds: c.cost(p).seconds })),
     );
-    const beaten = (a: { recall: number; bytes: number }) =>
-      all.some((b) => b.recall >= a.recall && b.bytes <= a.bytes && (b.recall > a.recall || b.bytes < a.bytes));
+    const beaten = (a: { recall: number; seconds: number }) =>
+      all.some((b) => b.recall >= a.recall && b.seconds <= a.seconds && (b.recall > a.recall || b.seconds < a.seconds));
     const expected = [...new Set(all.filter((a) => !beaten(a)).map(({ recall }) => recall))].sort((a, b) => a - b);
     expect(frontier(candidates).points.map(({ weightedRecall }) => weightedRecall)).toEqual(expected);
   }

@@ -16,7 +16,7 @@ const POINTS: OperatingPoint[] = [...Array.from({ length: 200 }, (_, i) => 0.3 *
 const layers = (count: number): Layer[] =>
   Array.from({ length: count }, () => ({
     points: POINTS,
-    bytes: ({ predictedSparsity }) => 1 - predictedSparsity,
+    seconds: ({ predictedSparsity }) => 1 - predictedSparsity,
   }));
 
 /** A model whose layer l adds weights[l] * miss^1.5 to the divergence, and the head `head`; the ratio follows it. */

@@ -3,6 +3,8 @@ import { cp, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { WEIGHT_DTYPES } from "../../formats/dtypes.ts";
+import type { ReadCosts } from "../../formats/hardware.ts";
 import { PREDICTOR_KINDS, type PredictorKind } from "../../formats/predictors.ts";
 import { heldoutPath, readHeldout } from "../../io/profile-files.ts";
 import { silentContext } from "../../io/progress.ts";
@@ -14,10 +16,19 @@ import { predictorSpecs } from "../../model/tensors.ts";
 import { profile } from "../../profile/profile.ts";
 import { predictorsPath, trainPredictors, type TrainPredictorOptions } from "../../train-predictor/train-predictor.ts";
 import { impossible } from "../../train-predictor/training-free.ts";
+import { BANDWIDTH_ONLY, costsOfShare } from "../place/ideal-work.ts";
 import { TINY, writeTinyModel } from "../profile/tiny-model.ts";
+import { HARDWARE } from "./hardware.ts";
 
 /** Random weights: low rank finds little in them, and the perplexity may go either way. */
-const OPTIONS: TrainPredictorOptions = { recall: 0.9, maxPerplexityRatio: 1.1, epochs: 3, threads: 2, maxSize: 1 };
+const OPTIONS: TrainPredictorOptions = {
+  recall: 0.9,
+  maxPerplexityRatio: 1.1,
+  epochs: 3,
+  threads: 2,
+  maxSize: 1,
+  hardware: HARDWARE,
+};
 
 const MODELS: Record<string, ModelConfig> = {
   gated: TINY,
@@ -87,19 +98,50 @@ test.each(["sign", "lowbit", "svd"] as const)("%s is the same bytes again, whate
 
 test("auto takes per layer what costs least at the recall it runs at, and reports all", async () => {
   const where = await copy("gated");
-  const { metrics, considered, ffnBytes } = await trainPredictors(where, OPTIONS, silentContext);
+  const { metrics, considered, ffn } = await trainPredictors(where, OPTIONS, silentContext);
   metrics.forEach(({ kind, weightedRecall }, layer) => {
     expect(considered[layer]!.map((predictor) => predictor.kind)).toEqual([...PREDICTOR_KINDS]);
     const own = considered[layer]!.find((predictor) => predictor.kind === kind)!;
     for (const { curve } of considered[layer]!) {
       // Points that reach this recall; curves are reported at fewer points than are chosen from.
       const others = curve.filter((point) => point.weightedRecall >= weightedRecall);
-      for (const { bytesPerToken } of others) expect(ffnBytes[layer]!.predictor).toBeLessThanOrEqual(bytesPerToken + 1);
+      for (const { secondsPerToken } of others) {
+        expect(ffn[layer]!.predictor.seconds).toBeLessThanOrEqual(1.001 * secondsPerToken!);
+      }
     }
     expect(own.curve.length).toBeGreaterThan(0);
   });
   // An mlp that knows the random weights' signs less well than they do is not worth its bytes.
   expect(new Set(metrics.map(({ kind }) => kind)).has("mlp")).toBe(false);
+});
+
+test("auto chooses for the machine that is described", async () => {
+  const where = await copy("gated");
+  const cost = { seconds: 0, share: 1 };
+  const dear = { ...costsOfShare(1), signs: { seconds: 0, share: 1e6 } };
+  // Signs are free, and so is nothing else that could tell.
+  for (const type of WEIGHT_DTYPES) dear.rows[type] = { ...dear.rows[type], project: { seconds: 1, share: 1 } };
+  const kindsOn = async (name: string, memory: ReadCosts) => {
+    const work = { ...BANDWIDTH_ONLY, memory };
+    const machine = {
+      name,
+      cpu: { bandwidth: 1e9, work },
+      gpu: null,
+      link: { bandwidth: 1, syncSeconds: 0 },
+      source: "",
+    };
+    const hardware = join(dir, `${name}.json`);
+    await writeFile(hardware, JSON.stringify(machine));
+    const { metrics, upToDate } = await trainPredictors(where, { ...OPTIONS, hardware }, silentContext);
+    expect(upToDate).toBe(false);
+    return new Set(metrics.map(({ kind }) => kind));
+  };
+  expect(await kindsOn("signs", dear)).toEqual(new Set(["sign"]));
+  const picked = { ...costsOfShare(1), rows: { ...costsOfShare(1).rows } };
+  // Picked rows are no faster than all rows, so that knowing which ones are needed saves nothing.
+  for (const type of WEIGHT_DTYPES)
+    picked.rows[type] = { project: cost, dense: cost, sparse: { seconds: 1, share: 1 } };
+  expect(await kindsOn("streams", picked)).toEqual(new Set(["exact"]));
 });
 
 test("auto leaves out what would be too large, and the report does not", async () => {

@@ -12,6 +12,7 @@ import { profile } from "../../profile/profile.ts";
 import { predictorsPath, trainPredictors } from "../../train-predictor/train-predictor.ts";
 import { PI } from "../cli/pi.ts";
 import { writeTinyModel } from "../profile/tiny-model.ts";
+import { HARDWARE } from "./hardware.ts";
 
 let dir: string;
 beforeAll(async () => (dir = await mkdtemp(join(tmpdir(), "pi-memory-"))));
@@ -76,7 +77,14 @@ test("a process that is killed in the middle leaves a journal, and the next one 
   const text = Array.from({ length: 300 }, (_, i) => `The ${i % 13} foxes of ${i * i} hills jump over dogs. `);
   await writeFile(join(dir, "prose.txt"), text.join(""));
   await profile(model, { corpus: [join(dir, "prose.txt")], window: 64, threads: 2 }, silentContext);
-  const options = { recall: 0.9, maxPerplexityRatio: 1.1, epochs: 3, threads: 1, saveSeconds: 0 };
+  const options = {
+    recall: 0.9,
+    maxPerplexityRatio: 1.1,
+    epochs: 3,
+    threads: 1,
+    saveSeconds: 0,
+    hardware: HARDWARE,
+  };
   const whole = join(dir, "whole");
   await cp(model, whole, { recursive: true });
   await trainPredictors(whole, options, silentContext);

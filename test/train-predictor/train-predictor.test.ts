@@ -18,9 +18,16 @@ import {
   type TrainPredictorResult,
 } from "../../train-predictor/train-predictor.ts";
 import { TINY, writeTinyModel } from "../profile/tiny-model.ts";
+import { HARDWARE } from "./hardware.ts";
 
 /** Random weights have no structure to find: the ratio is what a recall of 0.9 happens to give, and nothing grows. */
-const OPTIONS: TrainPredictorOptions = { recall: 0.9, maxPerplexityRatio: 1.05, epochs: 4, threads: 2 };
+const OPTIONS: TrainPredictorOptions = {
+  recall: 0.9,
+  maxPerplexityRatio: 1.05,
+  epochs: 4,
+  threads: 2,
+  hardware: HARDWARE,
+};
 
 let dir: string;
 let model: string;
@@ -48,7 +55,7 @@ const run = (where: string, options: TrainPredictorOptions = {}, context = silen
 describe("what is written", () => {
   test("fits the model, says what it is, and holds on held-out text what it promises", async () => {
     const where = await copy();
-    const result = await run(where);
+    const result = await run(where, { kind: "mlp" });
     const file = await readSafetensors(result.path);
     const { metrics, quality, considered, provenance } = parsePredictors(file.metadata, result.path, TINY.nLayers);
     expect({ metrics, quality }).toEqual({ metrics: result.metrics, quality: result.quality });
@@ -105,6 +112,24 @@ describe("what is written", () => {
     await writeFile(predictorsPath(where), "not a file");
     expect((await run(where)).upToDate).toBe(false);
   });
+});
+
+test("what was measured of this machine decides, is kept, and is not measured again", async () => {
+  const where = await copy();
+  const { hardware: _, ...measured } = { ...OPTIONS, kind: "sign" as const };
+  const stop = new AbortController();
+  // The first thing that is reported comes after the machine was measured.
+  const context = { ...silentContext, signal: stop.signal, progress: () => stop.abort(new Error("enough")) };
+  await expect(trainPredictors(where, measured, context)).rejects.toThrow("enough");
+  const journal = (await readdir(where)).find((name) => name.endsWith(".journal"))!;
+  const [entry] = (await readFile(join(where, journal), "utf8")).split("\n");
+  const { key, measured: cpu } = JSON.parse(entry!) as { key: string; measured: unknown };
+  expect(key).toBe("cpu");
+  const first = await trainPredictors(where, measured, silentContext);
+  const { metadata } = await readSafetensors(first.path);
+  expect(parsePredictors(metadata, first.path, TINY.nLayers).cpu).toEqual(cpu);
+  expect(await trainPredictors(where, measured, silentContext)).toEqual({ ...first, upToDate: true });
+  expect((await trainPredictors(where, { ...measured, hardware: HARDWARE }, silentContext)).upToDate).toBe(false);
 });
 
 test("the gate asks for fewer misses until the perplexity holds", async () => {

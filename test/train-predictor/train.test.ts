@@ -3,9 +3,11 @@ import { silentContext } from "../../io/progress.ts";
 import { native, type TrainerState } from "../../native/index.ts";
 import { samplesInMemory, type LayerSamples } from "../../train-predictor/samples.ts";
 import { sizeLayer, type SizedPredictor, type Sizing } from "../../train-predictor/size-layer.ts";
-import { neuronBytes, storePredictor } from "../../train-predictor/store.ts";
+import { FfnPrices, neuronRows } from "../../train-predictor/ffn-prices.ts";
+import { storePredictor } from "../../train-predictor/store.ts";
 import { HYPERPARAMETERS, train, type TrainingState } from "../../train-predictor/train.ts";
 import { planted } from "../native/planted.ts";
+import { BANDWIDTH_ONLY } from "../place/ideal-work.ts";
 
 const DIM = 48;
 const NEURONS = 128;
@@ -16,6 +18,15 @@ function samples(rank: number): LayerSamples {
   return samplesInMemory(data, data, 200);
 }
 
+/** Of neurons with rows of this width, where bytes are all that counts. */
+const pricesOf = (width: number): FfnPrices =>
+  new FfnPrices(
+    { dim: DIM, nNeurons: NEURONS },
+    neuronRows(width, { gate: "f16", up: "f16", down: "f16" }),
+    { bandwidth: 1e9, work: BANDWIDTH_ONLY },
+    0,
+  );
+
 const SIZING: Sizing = {
   recall: 0.99,
   maxGap: 1,
@@ -25,7 +36,7 @@ const SIZING: Sizing = {
   epochs: 30,
   seed: 1,
   threads: 2,
-  neuron: neuronBytes(4096, { gate: "f16", up: "f16", down: "f16" }),
+  prices: pricesOf(4096),
 };
 
 /** What a predictor gives at a recall of at least 0.99. */
@@ -43,7 +54,7 @@ test("a planted gate is found: most of the idle neurons are known at 99 % recall
 test("a predictor is as large as saves bytes: small when neurons cost nothing", async () => {
   const data = samples(24);
   const dear = await sizeLayer(data, SIZING, "layer", silentContext);
-  const cheap = await sizeLayer(data, { ...SIZING, neuron: { test: 1, rest: 1 } }, "layer", silentContext);
+  const cheap = await sizeLayer(data, { ...SIZING, prices: pricesOf(1) }, "layer", silentContext);
   expect(cheap.stored.rank).toBe(32);
   expect(dear.stored.rank).toBeGreaterThan(32);
   expect(at99(dear).predictedSparsity).toBeGreaterThan(at99(cheap).predictedSparsity);
@@ -51,7 +62,7 @@ test("a predictor is as large as saves bytes: small when neurons cost nothing", 
 
 test("a predictor grows past what saves bytes while it predicts too many, and never past its limit", async () => {
   const data = samples(24);
-  const free = { ...SIZING, neuron: { test: 1, rest: 1 }, dtypes: ["q8_0"] as const };
+  const free = { ...SIZING, prices: pricesOf(1), dtypes: ["q8_0"] as const };
   const cheap = await sizeLayer(data, free, "layer", silentContext);
   const gap = at99(cheap).trueSparsity - at99(cheap).predictedSparsity;
   const grown = await sizeLayer(data, { ...free, maxGap: gap / 2 }, "layer", silentContext);

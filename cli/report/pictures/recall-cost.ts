@@ -1,6 +1,6 @@
 import type { CurvePoint, PredictorMetrics } from "../../../formats/predictors.ts";
-import { ffnBytes } from "../../../train-predictor/size-layer.ts";
-import { formatBytes, formatNumber } from "../../output.ts";
+import { ffnBytes } from "../../../train-predictor/ffn-prices.ts";
+import { formatBytes, formatMicroseconds, formatNumber } from "../../output.ts";
 import {
   curve,
   dot,
@@ -16,7 +16,7 @@ import {
 } from "../chart.ts";
 import type { Contents, Weights } from "../contents.ts";
 import { element, type Markup } from "../markup.ts";
-import { bytes, recalls, type Interval, type Scale } from "../scale.ts";
+import { bytes, microseconds, recalls, type Interval, type Scale } from "../scale.ts";
 import { modeBytes, neuronParts } from "../token-bytes.ts";
 
 const ID = "recall-cost";
@@ -27,11 +27,22 @@ const [TOP, BOTTOM] = [44, 336];
 /** Above this next to nothing is missed: it has no place on an axis of misses. */
 const COMPLETE = 1 - 1e-4;
 
-/** A threshold: what a token reads in an FFN (predictor and neurons), and how much of its output that finds. */
+/** A threshold: what a token costs in an FFN (predictor and neurons), and how much of its output that finds. */
 interface Cost {
-  bytes: number;
+  amount: number;
   recall: number;
 }
+
+/** What costs are counted in. */
+interface Unit {
+  /** What a token does with so much of it. */
+  verb: "reads" | "takes";
+  text(amount: number): string;
+  scale(most: number, range: Interval, count?: number): Scale;
+}
+
+const BYTES: Unit = { verb: "reads", text: formatBytes, scale: bytes };
+const TIME: Unit = { verb: "takes", text: formatMicroseconds, scale: microseconds };
 
 interface LayerCost {
   layer: number;
@@ -41,32 +52,37 @@ interface LayerCost {
   chosen: Cost;
 }
 
-/** Expected bytes that a token reads in the FFNs against the recall that they buy: of all layers together, and of each. */
+/**
+ * What a token is expected to cost in the FFNs against the recall that this buys: of all layers together, and of each. In
+ * time where predictors were chosen by that, else in bytes.
+ */
 export function recallCost(contents: Contents): Picture | undefined {
   const { predictors, model } = contents;
   if (!model || !predictors?.every(({ curve: points }) => points && points.length > 1)) return undefined;
-  const layers = predictors.map((metrics, layer) => layerCost(model, metrics, layer));
+  const unit = predictors.every(isTimed) ? TIME : BYTES;
+  const layers = predictors.map((metrics, layer) => layerCost(model, metrics, layer, unit));
   const all = together(layers);
   const recallsShown = [...layers.flatMap(visible), ...visible(all)].map(({ recall }) => recall);
   if (recallsShown.length === 0 || visible(all).length < 2) return undefined;
   const y = recalls([Math.min(...recallsShown), Math.max(...recallsShown)], [BOTTOM, TOP]);
-  const dense = formatBytes(modeBytes(contents)[0]!.parts.ffn);
-  const inUse = `the thresholds in use read ${formatBytes(all.chosen.bytes)} a token`;
+  const dense = unit === BYTES ? `; dense reads ${formatBytes(modeBytes(contents)[0]!.parts.ffn)}` : "";
+  const inUse = `at the thresholds in use a token ${unit.verb} ${unit.text(all.chosen.amount)}`;
   const svg = drawing(
     {
       id: ID,
-      title: "Recall by contribution against bytes read",
-      desc: `In all layers' FFNs ${inUse} and find ${recallText(all.chosen.recall)}; dense reads ${dense}.`,
+      title: unit === TIME ? "Recall by contribution against time" : "Recall by contribution against bytes read",
+      desc: `In all layers' FFNs ${inUse} and finds ${recallText(all.chosen.recall)}${dense}.`,
       width: FULL_WIDTH,
       height: HEIGHT,
     },
-    modelPanel(all, y, [64, 528]),
-    layersPanel(layers, y, [664, FULL_WIDTH - 96]),
+    modelPanel(all, unit, y, [64, 528]),
+    layersPanel(layers, unit, y, [664, FULL_WIDTH - 96]),
   );
   const note =
     `Every threshold of the predictors: left is cheaper, higher misses less. In all layers' FFNs, predictors included, ${inUse} ` +
-    `and find ${recallText(all.chosen.recall)} of what the neurons contribute; dense reads ${dense}.`;
-  return { id: ID, heading: HEADING, note, svg, table: table(layers, predictors), wide: true };
+    `and finds ${recallText(all.chosen.recall)} of what the neurons contribute${dense}.` +
+    (unit === TIME ? " Times are what choosing the predictors expected, on the machine that it was done for." : "");
+  return { id: ID, heading: HEADING, note, svg, table: table(layers, predictors, unit), wide: true };
 }
 
 export const RECALL_COST_MISSING = {
@@ -79,15 +95,19 @@ export const RECALL_COST_MISSING = {
 
 const recallText = (recall: number): string => `${formatNumber(100 * recall, 5)} %`;
 
-function layerCost(model: Weights, metrics: PredictorMetrics, layer: number): LayerCost {
+const isTimed = ({ secondsPerToken, curve: points }: PredictorMetrics): boolean =>
+  secondsPerToken !== undefined && points!.every((point) => point.secondsPerToken !== undefined);
+
+function layerCost(model: Weights, metrics: PredictorMetrics, layer: number, unit: Unit): LayerCost {
   const { bytes: size, trueSparsity, recall: found, weightedRecall: weighted } = metrics;
   // A curve tells recall by contribution only. Misses by number, which decide how much of the neurons is read, are taken
   // to be in proportion: exact at the threshold in use.
   const ratio = weighted < 1 ? (1 - found) / (1 - weighted) : 0;
-  const cost = ({ weightedRecall, predictedSparsity }: CurvePoint): Cost => {
+  const cost = ({ weightedRecall, predictedSparsity, secondsPerToken }: Omit<CurvePoint, "threshold">): Cost => {
+    if (unit === TIME) return { amount: secondsPerToken!, recall: weightedRecall };
     const recall = Math.max(0, 1 - ratio * (1 - weightedRecall));
     const point = { recall, predictedSparsity, trueSparsity };
-    return { bytes: ffnBytes(size, model.config.nNeurons, neuronParts(model, layer), point), recall: weightedRecall };
+    return { amount: ffnBytes(size, model.config.nNeurons, neuronParts(model, layer), point), recall: weightedRecall };
   };
   const points = metrics.curve!.map(cost).sort((a, b) => a.recall - b.recall);
   return { layer, curve: points, chosen: cost(metrics) };
@@ -101,61 +121,64 @@ function together(layers: readonly LayerCost[]): Pick<LayerCost, "curve" | "chos
   const levels = [...new Set(layers.flatMap((layer) => layer.curve.map(({ recall }) => recall)))]
     .filter((recall) => recall >= least && recall <= most && recall < COMPLETE)
     .sort((a, b) => a - b);
-  const chosen = { bytes: sum((layer) => layer.chosen.bytes), recall: sum((l) => l.chosen.recall) / layers.length };
-  return { curve: levels.map((recall) => ({ recall, bytes: sum((layer) => bytesAt(layer.curve, recall)) })), chosen };
+  const chosen = { amount: sum((layer) => layer.chosen.amount), recall: sum((l) => l.chosen.recall) / layers.length };
+  return { curve: levels.map((recall) => ({ recall, amount: sum((layer) => amountAt(layer.curve, recall)) })), chosen };
 }
 
-/** Bytes at a recall within a curve, on a straight line between its points. */
-export function bytesAt(points: readonly Cost[], recall: number): number {
+/** Cost at a recall within a curve, on a straight line between its points. */
+function amountAt(points: readonly Cost[], recall: number): number {
   const k = Math.max(
     1,
     points.findIndex((point) => point.recall >= recall),
   );
   const [from, to] = [points[k - 1]!, points[k]!];
   const share = to.recall > from.recall ? (recall - from.recall) / (to.recall - from.recall) : 0;
-  return from.bytes + share * (to.bytes - from.bytes);
+  return from.amount + share * (to.amount - from.amount);
 }
 
 const visible = ({ curve: points }: Pick<LayerCost, "curve">): Cost[] =>
   points.filter(({ recall }) => recall < COMPLETE);
-const place = ({ bytes: read, recall }: Cost, x: Scale, y: Scale): Point => [x(read), y(recall)];
+const place = ({ amount, recall }: Cost, x: Scale, y: Scale): Point => [x(amount), y(recall)];
 
 /** From nothing to a little past the dearest point shown. */
-function costScale(costs: readonly Cost[], range: Interval): Scale {
-  return bytes(1.04 * Math.max(...costs.map((cost) => cost.bytes)), range, 5);
+function costScale(costs: readonly Cost[], unit: Unit, range: Interval): Scale {
+  return unit.scale(1.04 * Math.max(...costs.map((cost) => cost.amount)), range, 5);
 }
 
-function modelPanel(all: Pick<LayerCost, "curve" | "chosen">, y: Scale, [left, right]: Interval): Markup {
-  const x = costScale([...visible(all), all.chosen], [left, right]);
+const axisText = (unit: Unit): string => (unit === TIME ? "time that a token takes" : "bytes a token reads");
+
+function modelPanel(all: Pick<LayerCost, "curve" | "chosen">, unit: Unit, y: Scale, [left, right]: Interval): Markup {
+  const x = costScale([...visible(all), all.chosen], unit, [left, right]);
   return element(
     "g",
     {},
     shiftedYAxis(y, left, right, TOP, "recall by contribution"),
-    xAxis(x, left, right, BOTTOM, "bytes a token reads in the FFNs of all layers, predictors included"),
+    xAxis(x, left, right, BOTTOM, `${axisText(unit)} in the FFNs of all layers, predictors included`),
     curve(
       visible(all).map((cost) => place(cost, x, y)),
       { class: "line thick ink", "data-curve": "model" },
     ),
-    all.chosen.recall < COMPLETE ? chosenDot(all.chosen, place(all.chosen, x, y), left) : undefined,
+    all.chosen.recall < COMPLETE ? chosenDot(all.chosen, unit, place(all.chosen, x, y), left) : undefined,
   );
 }
 
 /** The dot of the thresholds in use with its numbers: left of it, where the curve never is, if there is room. */
-function chosenDot({ recall, bytes: read }: Cost, at: Point, left: number): Markup[] {
+function chosenDot({ recall, amount }: Cost, unit: Unit, at: Point, left: number): Markup[] {
   const before = at[0] - left > 150;
   const [x, y] = before ? [at[0] - 12, at[1] - 4] : [at[0] + 12, at[1] + 16];
   const side = before ? "end halo" : "halo";
   return [
     dot(at, 4.5, { class: "ink" }),
     label(x, y, `in use: ${recallText(recall)}`, { class: `strong ${side}` }),
-    label(x, y + 16, `for ${formatBytes(read)}`, { class: side }),
+    label(x, y + 16, `for ${unit.text(amount)}`, { class: side }),
   ];
 }
 
 /** All layers thin; the cheapest, the middle and the dearest one in colour; a dot at the threshold in use. */
-function layersPanel(layers: readonly LayerCost[], y: Scale, [left, right]: Interval): Markup {
+function layersPanel(layers: readonly LayerCost[], unit: Unit, y: Scale, [left, right]: Interval): Markup {
   const x = costScale(
     layers.flatMap((layer) => [...visible(layer), layer.chosen]),
+    unit,
     [left, right],
   );
   const colors = highlights(layers);
@@ -165,7 +188,7 @@ function layersPanel(layers: readonly LayerCost[], y: Scale, [left, right]: Inte
     "g",
     {},
     shiftedYAxis(y, left, right, TOP, "recall by contribution"),
-    xAxis(x, left, right, BOTTOM, "bytes a token reads in one layer's FFN, predictor included"),
+    xAxis(x, left, right, BOTTOM, `${axisText(unit)} in one layer's FFN, predictor included`),
     rest.map((layer) => layerLine(layer, x, y, undefined)),
     chosen.map((layer) => layerLine(layer, x, y, colors.get(layer.layer))),
     endLabels(chosen, colors, x, y, right),
@@ -174,11 +197,11 @@ function layersPanel(layers: readonly LayerCost[], y: Scale, [left, right]: Inte
 
 type Color = "blue" | "green" | "orange";
 
-/** The layers that read least, a middling amount and most. */
+/** The layers that cost least, a middling amount and most. */
 function highlights(layers: readonly LayerCost[]): Map<number, Color> {
   const byCost = layers
     .filter((layer) => visible(layer).length > 1)
-    .sort((a, b) => a.chosen.bytes - b.chosen.bytes || a.layer - b.layer);
+    .sort((a, b) => a.chosen.amount - b.chosen.amount || a.layer - b.layer);
   const colors = ["blue", "green", "orange"] as const;
   const picks = [0, Math.floor((byCost.length - 1) / 2), byCost.length - 1].flatMap((i) => byCost[i]?.layer ?? []);
   return new Map([...new Set(picks)].map((layer, i) => [layer, colors[i]!]));
@@ -220,23 +243,32 @@ function endLabels(
   );
 }
 
-function table(layers: readonly LayerCost[], metrics: readonly PredictorMetrics[]): Picture["table"] {
+function table(layers: readonly LayerCost[], metrics: readonly PredictorMetrics[], unit: Unit): Picture["table"] {
   const rows = layers.flatMap(({ layer, curve: points, chosen }) => {
     const { predictedSparsity, curve: stored } = metrics[layer]!;
     const sorted = [...stored!].sort((a, b) => a.weightedRecall - b.weightedRecall);
-    const row = (threshold: string, recall: number, predicted: number, read: number): string[] => [
+    const row = (threshold: string, recall: number, predicted: number, amount: number): string[] => [
       String(layer),
       threshold,
       recallText(recall),
       recallText(predicted),
-      formatBytes(read),
+      unit.text(amount),
     ];
     return [
-      row("in use", chosen.recall, 1 - predictedSparsity, chosen.bytes),
+      row("in use", chosen.recall, 1 - predictedSparsity, chosen.amount),
       ...sorted.map((point, i) =>
-        row(formatNumber(point.threshold, 4), point.weightedRecall, 1 - point.predictedSparsity, points[i]!.bytes),
+        row(formatNumber(point.threshold, 4), point.weightedRecall, 1 - point.predictedSparsity, points[i]!.amount),
       ),
     ];
   });
-  return { header: ["layer", "threshold", "recall by contribution", "neurons predicted", "bytes a token"], rows };
+  return {
+    header: [
+      "layer",
+      "threshold",
+      "recall by contribution",
+      "neurons predicted",
+      unit === TIME ? "time a token" : "bytes a token",
+    ],
+    rows,
+  };
 }

@@ -189,6 +189,23 @@ describe("recall and cost", () => {
     });
   });
 
+  test("is drawn in time where every point of every layer says how long it takes", () => {
+    const seconds = (l: number, i: number) => (20 + l + 10 * i) * 1e-6;
+    const timed = contents.predictors.map((metrics, l) => ({
+      ...metrics,
+      secondsPerToken: seconds(l, 3),
+      curve: metrics.curve!.map((point, i) => Object.assign({}, point, { secondsPerToken: seconds(l, i) })),
+    }));
+    const [, panel] = panels(drawn(recallCost({ ...contents, predictors: timed })));
+    const { x } = axes(panel!);
+    timed.forEach((_, l) => {
+      const line = points(byName(byAttribute(panel!, "data-curve", `layer-${l}`)[0]!, "path")[0]!);
+      line.forEach(([px], i) => expect(x(px) / seconds(l, i)).toBeCloseTo(1, 2));
+    });
+    const untimed = timed.map((metrics, l) => contents.predictors[l === 2 ? 2 : -1] ?? metrics);
+    expect(recallCost({ ...contents, predictors: untimed })).toEqual(recallCost(contents));
+  });
+
   test("needs a curve of every layer, and neurons to price", () => {
     const { curve: _, ...point } = contents.predictors[3]!;
     expect(recallCost({ ...contents, predictors: contents.predictors.with(3, point) })).toBeUndefined();

@@ -19,10 +19,10 @@ export function axes(part: XmlElement): { x: (pixel: number) => number; y: (pixe
   return { x: interpolate(found.x), y: interpolate(found.y) };
 }
 
-/** "20 %" is 0.2, "1.5 KiB" is 1536, "3" is 3. */
+/** "20 %" is 0.2, "1.5 KiB" is 1536, "2 µs" is 2e-6, "3" is 3. */
 function valueOf(label: string): number {
   const [amount, unit] = label.replaceAll(",", "").split(" ");
-  const factors: Record<string, number> = { "%": 0.01, B: 1, KiB: 2 ** 10, MiB: 2 ** 20, GiB: 2 ** 30 };
+  const factors: Record<string, number> = { "%": 0.01, µs: 1e-6, B: 1, KiB: 2 ** 10, MiB: 2 ** 20, GiB: 2 ** 30 };
   return Number(amount) * (unit === undefined ? 1 : factors[unit]!);
 }
 

@@ -54,14 +54,19 @@ function kvSeconds({ kv }: ModelCosts, { costs }: RowPrices): number {
   return kv.heads * (cost.headSeconds + kv.tokens * kv.headDim * (cost.readSeconds + kv.queries * cost.querySeconds));
 }
 
-/** In mode exact the first row is read of every neuron. */
-function neuronSeconds({ neuronRows, asked, used }: LayerCosts, { mode }: ModelCosts, prices: RowPrices) {
+/** In an exact layer the first rows are read of all neurons, in their order. */
+function neuronSeconds(
+  { neuronRows, predictorRows, asked, used }: LayerCosts,
+  { mode }: ModelCosts,
+  prices: RowPrices,
+) {
   const all = neuronRows.map((row) => prices.ofAll(row));
   const neuron = all.reduce((sum, seconds) => sum + seconds, 0);
   if (mode === "dense") return { neuron, neurons: asked.map(() => neuron) };
   const [first, ...others] = neuronRows;
+  const exact = mode === "exact" || predictorRows.length === 0;
   const neurons = asked.map((p, i) => {
-    const test = mode === "exact" ? all[0]! : prices.expected(first!, p);
+    const test = exact ? prices.inOrder(first!) : prices.expected(first!, p);
     return others.reduce((sum, row) => sum + prices.expected(row, used[i]!), test);
   });
   return { neuron, neurons };

@@ -70,7 +70,9 @@ export class FfnPrices {
     const { test, rest } = this.#neuron;
     const tested = 1 - point.predictedSparsity;
     const firing = (1 - point.trueSparsity) * point.recall;
-    const neuron = rest.reduce((sum, row) => sum + this.#rows.expected(row, firing), this.#rows.expected(test, tested));
+    // Where all are tested, that is done in their order.
+    const testing = tested === 1 ? this.#rows.inOrder(test) : this.#rows.expected(test, tested);
+    const neuron = rest.reduce((sum, row) => sum + this.#rows.expected(row, firing), testing);
     return {
       bytes: ffnBytes(predictor.bytes, nNeurons, { test: test.bytes, rest: bytesOf(rest) }, point),
       seconds: predictor.seconds + nNeurons * neuron,

@@ -28,6 +28,9 @@ int compress_active(const int32_t* rows, int n, int32_t* out, float* values) {
   return count;
 }
 
+// True for a row of which every neuron is tested.
+bool tests_all(const SparseRow& row) { return !row.predict && !row.asked; }
+
 size_t rows_bytes(const MatrixView& w, int rows) { return w ? rows * w.row_bytes : 0; }
 
 }  // namespace
@@ -178,16 +181,29 @@ void Ffn::score_neurons(const LayerWeights& w, const kernels::Activations& x, co
   on.ranges(w.up.rows, 64, [&](int begin, int end) { predictor_.score(w.predictor, begin, end, score_.data(), w.up.rows); });
 }
 
+// Where no one says which neurons a row needs, what tells whether they fire, gates or without them up, of all of them in
+// their order: into where the row's scores would be.
+void Ffn::test_neurons(const LayerWeights& w, std::span<const SparseRow> rows, const kernels::Activations& x, const Executor& on) {
+  const MatrixView& test = c_.gated ? w.gate : w.up;
+  const VectorView bias = c_.gated ? w.gate_bias : w.up_bias;
+  const bool all = std::all_of(rows.begin(), rows.end(), tests_all);
+  const size_t neurons = w.up.rows, quants = kernels::quantized_bytes(c_.dim);
+  on.ranges(w.up.rows, 64, [&](int begin, int end) {
+    if (all) return dot_range(test, bias, begin, end, x, score_.data(), nullptr);
+    for (size_t t = 0; t < rows.size(); ++t) {
+      const kernels::Activations own{x.x + t * x.stride, x.stride, x.quants + t * quants, 1};
+      if (tests_all(rows[t])) dot_range(test, bias, begin, end, own, &score_[t * neurons], nullptr);
+    }
+  });
+}
+
 void Ffn::sparse_rows(const LayerWeights& w, float threshold, std::span<SparseRow> rows, const Executor& on) {
   const int n = static_cast<int>(rows.size());
   reserve(n);
-  bool predict = false;
-  for (int t = 0; t < n; ++t) {
-    std::copy_n(rows[t].x, c_.dim, &x_[size_t(t) * c_.dim]);
-    predict = predict || rows[t].predict;
-  }
+  for (int t = 0; t < n; ++t) std::copy_n(rows[t].x, c_.dim, &x_[size_t(t) * c_.dim]);
   const kernels::Activations in = set_input(w, n, on);
-  if (predict) score_neurons(w, in, on);
+  if (std::any_of(rows.begin(), rows.end(), [](const SparseRow& row) { return row.predict; })) score_neurons(w, in, on);
+  if (std::any_of(rows.begin(), rows.end(), tests_all)) test_neurons(w, rows, in, on);
   const Shares& dealt = shares(w.up.rows);
   on.each(kShares, [&](int share) {
     for (int t = 0; t < n; ++t) {
@@ -227,16 +243,22 @@ void Ffn::sparse_share(const LayerWeights& w, float threshold, const Share& shar
     rows = work.list;
   }
   stats = {0, 0, uint64_t(n), 0, 0};
+  const bool tested = tests_all(in);
+  if (tested) {
+    const float* const values = &score_[size_t(row) * w.up.rows];
+    float* const own = c_.gated ? work.gate : work.up;
+    for (int i = 0; i < n; ++i) own[i] = values[rows[i]];
+  }
 
   // Gate first: what it closes needs neither up nor down.
   if (c_.gated) {
-    dot(w.gate, w.gate_bias, rows, n, x, work.gate, 0, &w.up);
+    if (!tested) dot(w.gate, w.gate_bias, rows, n, x, work.gate, 0, &w.up);
     bytes.ffn += rows_bytes(w.gate, n);
     k_.activate(unary(c_.activation), c_.fatrelu_threshold, work.gate, n);
     n = compress_active(rows, n, work.list, work.gate);
     rows = work.list;
   }
-  dot(w.up, w.up_bias, rows, n, x, work.up, 0, &w.down_t);
+  if (c_.gated || !tested) dot(w.up, w.up_bias, rows, n, x, work.up, 0, &w.down_t);
   bytes.ffn += rows_bytes(w.up, n);
   if (!c_.gated) {
     k_.activate(unary(c_.activation), c_.fatrelu_threshold, work.up, n);

@@ -81,6 +81,7 @@ class Ffn {
   void sparse_rows(const LayerWeights& w, float threshold, std::span<SparseRow> rows, const Executor& on);
   void sparse_share(const LayerWeights& w, float threshold, const Share& share, int row, const SparseRow& in, Work work, LayerStats& stats,
                     BytesTouched& bytes);
+  void test_neurons(const LayerWeights& w, std::span<const SparseRow> rows, const kernels::Activations& x, const Executor& on);
   void score_neurons(const LayerWeights& w, const kernels::Activations& x, const Executor& on);
   kernels::Activations set_input(const LayerWeights& w, int rows, const Executor& on);
   const Shares& shares(int n_neurons);

@@ -8,7 +8,7 @@ import { silentContext } from "../../io/progress.ts";
 import { forcedStep } from "../../model/forced-logits.ts";
 import { openModel, type OpenModel } from "../../model/open.ts";
 import { measureQuality, qualityTokens } from "../../model/quality.ts";
-import { KV_BLOCK, native } from "../../native/index.ts";
+import { FFN_MODE, KV_BLOCK, native } from "../../native/index.ts";
 import { TINY, writeTinyModel } from "../profile/tiny-model.ts";
 import { randomPredictor, writeRandomPredictors } from "./random-predictors.ts";
 
@@ -53,6 +53,29 @@ describe.each(PREDICTOR_KINDS)("%s", (kind: PredictorKind) => {
     expect(await step(ROWS)).toEqual(many);
     const first = (await step(1)).logits!.subarray(0, TINY.vocabSize);
     expect(first).toEqual(many.logits!.subarray(TINY.vocabSize));
+  });
+
+  test("leaves rows beside it that are exact what dense rows are, bit for bit", async () => {
+    model.engine.setThresholds(Float32Array.of(0.1, EVERYTHING));
+    const together = async (...modes: (keyof typeof FFN_MODE)[]) => {
+      const rows = Int32Array.from(modes, (_, i) => i);
+      const { logits } = await model.engine.step({
+        tokens: new Int32Array(modes.length).fill(7),
+        positions: new Int32Array(modes.length),
+        sequences: rows,
+        blockTables: rows,
+        blocksPerSequence: 1,
+        modes: Uint8Array.from(modes, (mode) => FFN_MODE[mode]),
+        outputs: rows,
+        returnLogits: true,
+      });
+      return modes.map((_, i) => logits!.slice(i * TINY.vocabSize, (i + 1) * TINY.vocabSize));
+    };
+    const [dense] = await together("dense");
+    for (const row of await together("exact", "exact", "exact")) expect(row).toEqual(dense);
+    const [first, predicted, last] = await together("exact", "predictor", "exact");
+    expect([first, last]).toEqual([dense, dense]);
+    expect(predicted).toEqual((await together("predictor"))[0]);
   });
 
   test("lets pass exactly the neurons whose score reaches the threshold, and reads what they weigh", async () => {

@@ -77,7 +77,7 @@ describe("priceOnCpu", () => {
     expect(neuron).toBeCloseTo(3 * dense, 12);
     for (let i = 0; i < N; i++) expect(neurons[i]).toBeCloseTo(row(LAYER.asked[i]!) + 2 * row(LAYER.used[i]!), 12);
     const exact = priced({ mode: "exact" }).layers[0]!;
-    for (let i = 0; i < N; i++) expect(exact.neurons[i]).toBeCloseTo(dense + 2 * row(LAYER.used[i]!), 12);
+    for (let i = 0; i < N; i++) expect(exact.neurons[i]).toBeCloseTo(1 + 1 + 2 * row(LAYER.used[i]!), 12);
     expect([...priced({ mode: "dense" }).layers[0]!.neurons]).toEqual(Array(N).fill(neuron));
   });
 

@@ -111,7 +111,11 @@ describe("refused with file, expected and actual", () => {
       { "pi.predictors": JSON.stringify([{ ...example.metrics[0], secondsPerToken: -1 }]) },
       "layers[0].secondsPerToken: expected a number of at least 0, got -1",
     ],
-    ["a CPU without a bandwidth", { "pi.cpu": "{}" }, "p: pi.cpu: bandwidth: expected a number of at least 1, got nothing"],
+    [
+      "a CPU without a bandwidth",
+      { "pi.cpu": "{}" },
+      "p: pi.cpu: bandwidth: expected a number of at least 1, got nothing",
+    ],
     [
       "a curve that is no list",
       { "pi.predictors": JSON.stringify([{ ...example.metrics[0], curve: "steep" }]) },

@@ -66,30 +66,28 @@ async function write(engine: Engine): Promise<{ tokens: number[]; logits: Float3
   return { tokens, logits };
 }
 
-/** Every layer's neurons cut at `share`; attention and head on the GPU where asked for. */
-function split(share: number, attention: (layer: number) => boolean, head: boolean): GpuOptions {
+/** Every layer's neurons cut where `neurons` says; attention and head on the GPU where asked for. */
+function split(neurons: (layer: number) => number, attention: (layer: number) => boolean, head: boolean): GpuOptions {
   const layers = Array.from({ length: file.config.nLayers }, (_, layer) => ({
-    neurons: Math.round(share * file.config.nNeurons),
+    neurons: Math.round(neurons(layer)),
     attention: attention(layer),
     predictor: false,
   }));
   return { layers, head, vramBytes: 2 ** 31, maxRows: 64 };
 }
 
+const share = (part: number) => () => part * file.config.nNeurons;
+const everywhere = () => true;
+const nowhere = () => false;
+
 const SPLITS: [string, () => GpuOptions][] = [
-  ["nothing", () => split(0, () => false, false)],
-  ["attention and head", () => split(0, () => true, true)],
-  ["a quarter of the neurons", () => split(0.25, () => true, true)],
-  ["half of the neurons, attention of every other layer", () => split(0.5, (layer) => layer % 2 === 0, false)],
-  ["three quarters of the neurons, no attention", () => split(0.75, () => false, true)],
-  ["everything", () => split(1, () => true, true)],
-  [
-    "single neurons and empty layers",
-    () => {
-      const all = split(0, () => true, false);
-      return { ...all, layers: all.layers.map((layer, l) => ({ ...layer, neurons: l % 2 })) };
-    },
-  ],
+  ["nothing", () => split(share(0), nowhere, false)],
+  ["attention and head", () => split(share(0), everywhere, true)],
+  ["a quarter of the neurons", () => split(share(0.25), everywhere, true)],
+  ["half of the neurons, attention of every other layer", () => split(share(0.5), (layer) => layer % 2 === 0, false)],
+  ["three quarters of the neurons, no attention", () => split(share(0.75), nowhere, true)],
+  ["everything", () => split(share(1), everywhere, true)],
+  ["single neurons and empty layers", () => split((layer) => layer % 2, everywhere, false)],
 ];
 
 describe("the demo model split between CPU and GPU", () => {

@@ -274,10 +274,6 @@ void launch_group(void* stream, const Decode& o) {
 
 }  // namespace
 
-size_t attention_workspace(int rows, int n_heads, int head_dim, int splits) {
-  return align_up(sizeof(float) * rows * n_heads * splits * (head_dim + 2), 256);
-}
-
 void attend(void* stream, const Attend& a) {
   if (a.prefill) return attend_prompts(stream, a);
   Decode o{a, pages_of(a.kv), {}, a.n_heads / a.kv.kv_heads, 1, 4};

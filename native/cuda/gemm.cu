@@ -350,8 +350,6 @@ void product_of(void* stream, const Gemm& a) {
 
 }  // namespace
 
-size_t gemm_workspace(const DeviceMatrix& w, bool transposed, int rows) { return GemmCut(w, transposed, rows).workspace_bytes(); }
-
 void gemm(void* stream, const Gemm& a) {
   if (a.rows == 0) return;
   switch (a.w.type) {

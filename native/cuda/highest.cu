@@ -7,22 +7,18 @@
 #include "cuda/launchers.h"
 #include "cuda/layout.h"
 #include "cuda/reduce.cuh"
+#include "cuda/workspace.h"
 
 namespace pi::cuda {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kEach = 16;                     // logits a thread, all loads in flight at once
-constexpr int kPartTokens = kThreads * kEach;  // 64 parts are a vocabulary of 262,144
+static_assert(kPartTokens == kThreads * kEach);
 
 constexpr int parts_of(int vocab) { return (vocab + kPartTokens - 1) / kPartTokens; }
 
-// Of a part; `sum` and `weight` are relative to its highest logit: Σ e^(x - high), Σ e^((x - high) / temperature).
-struct Part {
-  float high;
-  int32_t token;
-  float sum, weight;
-};
+using Part = HighestPart;
 
 struct Rows {
   Highest a;
@@ -198,8 +194,6 @@ __global__ void __launch_bounds__(kThreads) join_parts(Rows o) {
 }
 
 }  // namespace
-
-size_t highest_workspace(int rows, int vocab) { return align_up(sizeof(Part) * rows * parts_of(vocab), 256); }
 
 void highest(void* stream, const Highest& a) {
   const Rows o{a, parts_of(a.vocab)};

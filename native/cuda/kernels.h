@@ -1,4 +1,5 @@
-// What the GPU can compute, one function a kernel, each with its arguments as a struct of plain values.
+// What the GPU can compute, one function a kernel, each with its arguments as a struct of plain values. What kernels work in
+// is as large as cuda/workspace.h says.
 //
 // Launches are recorded once and repeated, so nothing here may change from step to step: what does (tokens' positions,
 // block tables, the step's number) is read from device memory. `T` is the number of rows of a step. Every output element
@@ -312,11 +313,6 @@ struct Kernels {
   void (*down)(void* stream, const Down&);
   void (*highest)(void* stream, const Highest&);
   void (*sweep)(void* stream, const Sweep&);
-
-  // Bytes of device memory, 256-aligned, that a kernel works in.
-  size_t (*gemm_workspace)(const DeviceMatrix& w, bool transposed, int rows);
-  size_t (*attention_workspace)(int rows, int n_heads, int head_dim, int splits);
-  size_t (*highest_workspace)(int rows, int vocab);
 };
 
 }  // namespace pi::cuda

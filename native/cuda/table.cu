@@ -21,9 +21,6 @@ const Kernels& launchers() {
       .down = &cuda::down,
       .highest = &cuda::highest,
       .sweep = &cuda::sweep,
-      .gemm_workspace = &cuda::gemm_workspace,
-      .attention_workspace = &cuda::attention_workspace,
-      .highest_workspace = &cuda::highest_workspace,
   };
   return table;
 }

@@ -3,10 +3,20 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "cuda/kernels.h"
 
 namespace pi::cuda {
+
+// `highest` looks at the vocabulary in parts. `sum` and `weight` are relative to a part's highest logit: Σ e^(x - high),
+// Σ e^((x - high) / temperature).
+constexpr int kPartTokens = 4096;
+struct HighestPart {
+  float high;
+  int32_t token;
+  float sum, weight;
+};
 
 size_t gemm_workspace(const DeviceMatrix& w, bool transposed, int rows);
 size_t attention_workspace(int rows, int n_heads, int head_dim, int splits);

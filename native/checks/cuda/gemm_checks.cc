@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "checks/cuda/weights.h"
+#include "cuda/workspace.h"
 
 namespace pi::checks {
 namespace {
@@ -81,7 +82,7 @@ struct Product {
   std::vector<float> run(const float* x, int n, bool with_bias, const std::vector<float>* before) const {
     const DeviceArray<float> from(std::vector<float>(x, x + size_t(n) * inner())), add(bias);
     const DeviceArray<float> y = before ? DeviceArray<float>(*before) : DeviceArray<float>(size_t(n) * outer());
-    const DeviceArray<uint8_t> workspace(kernels_of_device().gemm_workspace(device.view, transposed, n));
+    const DeviceArray<uint8_t> workspace(cuda::gemm_workspace(device.view, transposed, n));
     kernels_of_device().gemm(stream(), {.w = device.view,
                                         .transposed = transposed,
                                         .x = from.data(),
@@ -198,7 +199,7 @@ std::string check_workspace() {
     const cuda::DeviceMatrix w{nullptr, DType::kF16, outer, 4096, cuda::device_row_bytes(DType::kF16, 4096)};
     size_t last = 0;
     for (int n = 0; n <= 600; ++n) {
-      const size_t bytes = kernels_of_device().gemm_workspace(w, false, n);
+      const size_t bytes = cuda::gemm_workspace(w, false, n);
       if (bytes < last || bytes % 256 != 0) return std::to_string(n) + " rows: " + std::to_string(bytes) + " after " + std::to_string(last);
       last = bytes;
     }

@@ -4,6 +4,7 @@
 
 #include "checks/check.h"
 #include "checks/cuda/device.h"
+#include "cuda/workspace.h"
 #include "engine/sampler.h"
 
 namespace pi::checks {
@@ -19,7 +20,7 @@ Tokens run(const std::vector<float>& logits, int rows, const std::vector<cuda::D
   DeviceArray<float> in(logits), logit(rows), log_sum(rows);
   DeviceArray<int32_t> token(rows);
   DeviceArray<cuda::Draw> how(draws);
-  DeviceArray<uint8_t> workspace(kernels_of_device().highest_workspace(rows, vocab));
+  DeviceArray<uint8_t> workspace(cuda::highest_workspace(rows, vocab));
   cuda::Highest a{in.data(), rows, vocab, draws.empty() ? nullptr : how.data(), token.data(), logit.data(), log_sum.data(), workspace.data()};
   kernels_of_device().highest(stream(), a);
   return {token.get(), logit.get(), log_sum.get()};

@@ -11,6 +11,7 @@
 
 #include "checks/check.h"
 #include "checks/cuda/device.h"
+#include "cuda/workspace.h"
 #include "kernels/kernels.h"
 
 namespace pi::checks {
@@ -95,7 +96,7 @@ class Sequences {
     const size_t n = rows.size(), cols = size_t(s.n_heads()) * s.head_dim;
     DeviceArray<float> in(queries), out(n * cols), scales(n * cols / 32 + 1);
     DeviceArray<int8_t> quants(n * cols);
-    DeviceArray<uint8_t> workspace(kernels_of_device().attention_workspace(int(n), s.n_heads(), s.head_dim, o.splits));
+    DeviceArray<uint8_t> workspace(cuda::attention_workspace(int(n), s.n_heads(), s.head_dim, o.splits));
     Places places(*this, rows);
     cuda::Attend a{in.data(), places.view, device_kv(), scale(), s.n_heads(), {out.data(), nullptr, nullptr, int(cols)}, int(n), o.splits, o.prefill,
              workspace.data()};

@@ -60,7 +60,7 @@ class EmulatedProgram final : public Program {
 
 class EmulatedDevice final : public Device {
  public:
-  explicit EmulatedDevice(const Kernels& kernels) : kernels_(kernels), seed_(setting("PI_EMULATOR_SEED", 0)) {
+  explicit EmulatedDevice(const Kernels& kernels) : kernels_(kernels), seed_(setting("PI_EMULATOR_SEED", 0)), failing_(setting("PI_EMULATOR_FAIL", 0)) {
     info_.name = "emulated device";
     info_.backend = "emulated";
     info_.compute_major = 7;
@@ -162,7 +162,7 @@ class EmulatedDevice final : public Device {
     push(Queue::kCompute, [this, launch = std::make_shared<const Launch>(std::move(launch))](Grid& grid) {
       static std::mutex one_at_a_time;  // of all devices
       const std::lock_guard lock(one_at_a_time);
-      const std::string wrong = grid.run(*launch);
+      const std::string wrong = ++launched_ == failing_ ? std::string("kernel ") + launch->kernel + ": fails, as PI_EMULATOR_FAIL says" : grid.run(*launch);
       if (!wrong.empty()) fault_.set(wrong);
     });
   }
@@ -187,7 +187,7 @@ class EmulatedDevice final : public Device {
 
   const Kernels& kernels_;
   DeviceInfo info_;
-  uint64_t seed_;
+  uint64_t seed_, failing_, launched_ = 0;  // kernels, on the queue's thread
   Fault fault_;
   std::atomic<bool> closing_{false};
   mutable GuardedMemory memory_{"device memory"}, host_{"page-locked memory"};

@@ -7,7 +7,8 @@
 
 namespace pi::cuda::emulator {
 
-// `kernels` outlives it. PI_EMULATOR_MEMORY: bytes of device memory it says it has; PI_EMULATOR_SEED: order of lanes.
+// `kernels` outlives it. PI_EMULATOR_MEMORY: bytes of device memory it says it has; PI_EMULATOR_SEED: order of lanes; PI_EMULATOR_FAIL: number of the
+// kernel, counted from 1, that fails.
 std::unique_ptr<Device> make_device(const Kernels& kernels);
 
 }  // namespace pi::cuda::emulator

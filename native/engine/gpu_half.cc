@@ -208,8 +208,9 @@ const float* GpuHalf::take(Mail mail, int layer) {
     for (uint32_t spins = 1; !mail_.arrived(mail, layer, number_); ++spins) {
       if (spins % 256 != 0) continue;
       std::this_thread::yield();
-      // `done` throws when a kernel failed. What was sent before the end is seen after it.
+      // What was sent before the end is seen after it.
       if (spins % 4096 == 0 && device_->done(*end_) && !mail_.arrived(mail, layer, number_)) {
+        device_->synchronize(Queue::kCompute);  // says what went wrong
         throw std::runtime_error("GPU: ended a step without an answer for layer " + std::to_string(layer));
       }
     }

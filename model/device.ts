@@ -110,9 +110,12 @@ interface Fitted {
   memory: GpuMemory;
 }
 
+/** Room that is worth another count, as a share of the budget. */
+const ROOM = 0.01;
+
 /**
  * The steps that fit by the sizes of parts and some scratch, and then by the engine's count, which may open the device each
- * time and is asked for once or twice; null where none do.
+ * time and is asked for a few times; null where none do.
  */
 function fitMemory(
   steps: readonly Step[],
@@ -127,8 +130,15 @@ function fitMemory(
     const split = fitSteps(steps, nLayers, allowed, total);
     if (isEmpty(split)) return null;
     const memory = count(split);
-    if (memory.total <= budget) return { split, memory };
-    allowed -= memory.total - budget;
+    if (memory.total > budget) {
+      allowed -= memory.total - budget;
+      continue;
+    }
+    // A split may need less scratch than all of a model: that room is tried, too.
+    const room = scratch - memory.scratch;
+    const wider = room > ROOM * budget ? fitSteps(steps, nLayers, allowed + room, total) : split;
+    const widened = wider === split ? memory : count(wider);
+    return widened.total <= budget ? { split: wider, memory: widened } : { split, memory };
   }
 }
 

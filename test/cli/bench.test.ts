@@ -102,7 +102,7 @@ describe("pi bench", () => {
   });
 
   test("measures CPU and GPU in one run, with the GPU's share, memory by part, a trace and what was predicted", async () => {
-    const vram = 2 ** 24 + (await budgetFor(at("model"), 0.5, 256));
+    const vram = 2 ** 24 + (await budgetFor(at("model"), 0.8, 256));
     const devices = ["--device", "cpu", "gpu", "--vram", String(vram), "--trace", at("trace.json")];
     const args = ["bench", at("x.pi"), ...devices, "--mode", "predictor", "--context", "0", ...SHORT];
     const emulated = { PI_DEVICE: "emulated" };

@@ -18,7 +18,8 @@ let artifact: string;
 const at = (...names: string[]): string => join(dir, ...names);
 
 /** Fixed hardware, so that nothing measured gets into the outputs; a budget that some of the neurons fit. */
-const placing = (): string[] => ["--vram", String(budget), "--ctx", "16", "--hardware", at("hardware.json")];
+const machine = (): string[] => ["--hardware", at("hardware.json")];
+const placing = (): string[] => ["--vram", String(budget), "--ctx", "16", ...machine()];
 let budget: number;
 
 const text = (sentences: number, salt: number): string =>
@@ -36,7 +37,7 @@ async function stages(): Promise<boolean[]> {
   const { converted } = await piJson<StageReport>(["convert", checkpoint, "-o", work, "--dtype", "f32"]);
   const commands = [
     ["profile", work, "--corpus", at("corpus.txt")],
-    ["train-predictor", work],
+    ["train-predictor", work, ...machine()],
   ];
   const done = [converted!];
   for (const command of commands) done.push(!(await piJson<StageReport>(command)).upToDate);
@@ -85,7 +86,7 @@ describe("stages", () => {
     const before = await outputs();
     await piJson(["convert", checkpoint, "-o", work, "--dtype", "f32", "--force"]);
     await piJson(["profile", work, "--corpus", at("corpus.txt"), "--force", "--threads", "1"]);
-    await piJson(["train-predictor", work, "--force", "--threads", "1"]);
+    await piJson(["train-predictor", work, ...machine(), "--force", "--threads", "1"]);
     await piJson(["place", work, "-o", artifact, ...placing(), "--force"]);
     const after = await outputs();
     for (const [path, { sha256, written }] of Object.entries(before)) {
@@ -119,7 +120,7 @@ describe("stages", () => {
   test("run again when an input or an option changed, and all that depends on it", async () => {
     const other = at("other-work");
     await cp(work, other, { recursive: true });
-    const train = ["train-predictor", other];
+    const train = ["train-predictor", other, ...machine()];
     expect(await piJson(train)).toMatchObject({ upToDate: true });
     expect(await piJson([...train, "--seed", "1"])).toMatchObject({ upToDate: false });
     expect(await piJson(["profile", other, "--corpus", at("other.txt")])).toMatchObject({ upToDate: false });

@@ -11,6 +11,7 @@ namespace pi::cuda {
 
 PI_LAUNCHER void receive(void* stream, const Receive& a);
 PI_LAUNCHER void publish(void* stream, const Publish& a);
+PI_LAUNCHER void scatter(void* stream, const Scatter& a);
 PI_LAUNCHER void stamp(void* stream, const Stamp& a);
 PI_LAUNCHER void norm(void* stream, const Norm& a);
 PI_LAUNCHER void quantize(void* stream, const Quantize& a);

@@ -52,7 +52,7 @@ __device__ __forceinline__ void add_neurons(const Down& a, const Deal& deal, con
   for (int begin = 0; begin < n; begin += kWarp) {
     // Each lane looks one neuron up; then they read all of them together.
     const int own = begin + lane < n ? deal.k + deal.step * list[begin + lane] : deal.k;
-    const int slot = a.slots ? a.slots[own] : own, count = min(kWarp, n - begin);
+    const int count = min(kWarp, n - begin);
     float act[kT];
 #pragma unroll
     for (int t = 0; t < kT; ++t)
@@ -61,7 +61,7 @@ __device__ __forceinline__ void add_neurons(const Down& a, const Deal& deal, con
       typename Octets<kType>::Chunk w[kUnroll];
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {
-        const uint8_t* const row = a.w.data + size_t(__shfl_sync(kAllLanes, slot, (j + u) % kWarp)) * a.w.row_bytes;
+        const uint8_t* const row = a.w.data + size_t(__shfl_sync(kAllLanes, own, (j + u) % kWarp)) * a.w.row_bytes;
         if (j + u < count && inside) w[u] = Octets<kType>::load(row, a.w.cols, o);
       }
 #pragma unroll

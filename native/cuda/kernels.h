@@ -217,12 +217,11 @@ struct Score {
   int rows = 0;
 };
 
-// What of the masks is the GPU's: neurons that any row wants and `resident` says are here, in ascending order, and how many
+// What of the masks is the GPU's: those of the first `resident` neurons that any row wants, in ascending order, and how many
 // bits of rows the others are (`cold`: what the host has to do). Without masks, every resident neuron.
 struct Select {
-  const uint32_t* mask = nullptr;      // or null
-  const uint32_t* resident = nullptr;  // [mask_words]
-  int n_neurons = 0, rows = 0;
+  const uint32_t* mask = nullptr;  // or null
+  int resident = 0, n_neurons = 0, rows = 0;
   int32_t* list = nullptr;   // [n_neurons]
   int32_t* count = nullptr;  // of list
   int32_t* cold = nullptr;
@@ -232,7 +231,7 @@ struct Select {
 };
 
 // Gate, activation and up of the listed neurons i: act[i][t], 0 where row t's mask has it not. A closed gate ends a neuron.
-// Without a gate matrix: f(up). Neuron i's rows of gate, up and down are rows slots[i] of them; gate and up are of one type.
+// Without a gate matrix: f(up). Gate and up are of one type.
 //
 // `active` [mask_words(n_neurons) + 1] is all 0 before, and gets a bit for every neuron with an act that is not 0; `down`
 // reads it and leaves it all 0 again.
@@ -244,25 +243,21 @@ struct Neurons {
   float threshold = 0;
   const int32_t* list = nullptr;  // [n_neurons], the first *count of which mean something
   const int32_t* count = nullptr;
-  const int32_t* slots = nullptr;  // [n_neurons]; null: a neuron's slot is its number
   const uint32_t* mask = nullptr;  // or null: every row wants every neuron
   int n_neurons = 0;
   DeviceRows x;
   int rows = 0;
   float* act = nullptr;  // [n_neurons, T]; those of other neurons stay as they are
   uint32_t* active = nullptr;
-  // Sums over launches, unless null: neuron-rows that were asked for, and those that fired; and per neuron, rows in which it
-  // fired.
+  // Sums over launches, unless null: neuron-rows that were asked for, and those that fired.
   unsigned long long* counters = nullptr;  // [2]
-  uint32_t* fired = nullptr;               // [n_neurons]
 };
 
-// Σ_s parts[s][t] = sum over active neurons i of act[i][t] * down[slots[i]]. Which part has a neuron, and its place in the sum,
+// Σ_s parts[s][t] = sum over active neurons i of act[i][t] * down[i]. Which part has a neuron, and its place in the sum,
 // follow from its number alone, so that sums do not depend on the neurons that are idle; neighbours are dealt to different
 // parts. `active` is all 0 afterwards. n_parts >= n_neurons / 16384.
 struct Down {
   DeviceMatrix w;
-  const int32_t* slots = nullptr;
   uint32_t* active = nullptr;
   const float* act = nullptr;
   int n_neurons = 0, rows = 0, n_parts = 0;

@@ -30,8 +30,8 @@ __device__ __forceinline__ unsigned wanting(const Neurons& a, int t0, int neuron
 
 // act[t] of a neuron for kT rows; 0 where its bit of `wanted` is not set. Every warp of the block calls.
 template <DType kType, int kT>
-__device__ __forceinline__ void compute(const Neurons& a, Staged<kType, kT>& x, int neuron, size_t slot,
-                                        unsigned wanted, float (&act)[kT]) {
+__device__ __forceinline__ void compute(const Neurons& a, Staged<kType, kT>& x, int neuron, unsigned wanted,
+                                        float (&act)[kT]) {
   constexpr int kUnroll = kT > (Weights<kType>::kBlocks ? 1 : 2) ? 4 : 8;  // as registers allow
   const bool gated = a.gate.rows > 0;
   bool idle = wanted == 0;
@@ -39,7 +39,7 @@ __device__ __forceinline__ void compute(const Neurons& a, Staged<kType, kT>& x, 
 #pragma unroll
   for (int t = 0; t < kT; ++t) act[t] = 0;
   if (gated) {
-    const uint8_t* const row[1] = {a.gate.data + slot * a.gate.row_bytes};
+    const uint8_t* const row[1] = {a.gate.data + size_t(neuron) * a.gate.row_bytes};
     dot_rows<kUnroll>(x, row, idle, sum);
     const float bias = a.gate_bias && !idle ? a.gate_bias[neuron] : 0.0f;
     bool open = false;
@@ -50,7 +50,7 @@ __device__ __forceinline__ void compute(const Neurons& a, Staged<kType, kT>& x, 
     }
     idle = idle || !open;
   }
-  const uint8_t* const row[1] = {a.up.data + slot * a.up.row_bytes};
+  const uint8_t* const row[1] = {a.up.data + size_t(neuron) * a.up.row_bytes};
   dot_rows<kUnroll>(x, row, idle, sum);
   if (idle) return;
   const float bias = a.up_bias ? a.up_bias[neuron] : 0.0f;
@@ -93,13 +93,12 @@ __global__ void __launch_bounds__(kWarps<kT>* kWarp, kT > 2 ? 1 : 4) compute_neu
   for (int begin = first; begin < n; begin += step, j += step) {
     const bool inside = j < n;
     if (inside && begin != first) neuron = a.list[j];
-    const size_t slot = !inside ? 0 : a.slots ? a.slots[neuron] : neuron;
     unsigned rows_fired = 0;
     for (int t0 = 0; t0 < a.rows; t0 += kT) {
       x.begin_at(t0);
       const unsigned wanted = inside ? wanting<kT>(a, t0, neuron) : 0;
       float act[kT];
-      compute<kType, kT>(a, x, neuron, slot, wanted, act);
+      compute<kType, kT>(a, x, neuron, wanted, act);
       asked += __popc(wanted);
 #pragma unroll
       for (int t = 0; t < kT; ++t) {
@@ -107,10 +106,7 @@ __global__ void __launch_bounds__(kWarps<kT>* kWarp, kT > 2 ? 1 : 4) compute_neu
         if (inside && lane == t && t0 + t < a.rows) a.act[size_t(neuron) * a.rows + t0 + t] = act[t];
       }
     }
-    if (rows_fired > 0 && lane == 0) {
-      atomicOr(a.active + neuron / 32, 1u << (neuron % 32));
-      if (a.fired) atomicAdd(a.fired + neuron, rows_fired);
-    }
+    if (rows_fired > 0 && lane == 0) atomicOr(a.active + neuron / 32, 1u << (neuron % 32));
     fired += rows_fired;
   }
   if (a.counters && first < n) count<kT>(a, asked, fired);

@@ -8,8 +8,8 @@ namespace {
 
 constexpr int kWarps = 32, kThreads = kWarps * kWarp;
 
-// Neurons of a word that exist.
-__device__ __forceinline__ uint32_t existing(int n_neurons, int word) {
+// Which neurons of a word are among the first `n_neurons`.
+__device__ __forceinline__ uint32_t first_ones(int n_neurons, int word) {
   const int n = n_neurons - 32 * word;
   return n >= 32 ? 0xffffffffu : n > 0 ? (1u << n) - 1 : 0u;
 }
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kThreads) select_neurons(Select a) {
   int count = 0, cold = 0;
   for (int begin = 0, side = 0; begin < words; begin += kThreads, side ^= 1) {
     const int word = begin + static_cast<int>(threadIdx.x);
-    const uint32_t exist = existing(a.n_neurons, word), resident = word < words ? a.resident[word] : 0u;
+    const uint32_t exist = first_ones(a.n_neurons, word), resident = first_ones(a.resident, word);
     uint32_t wanted = a.mask ? 0u : exist;
     if (!a.mask) cold += a.rows * __popc(exist & ~resident);
     for (int t = 0; a.mask && word < words && t < a.rows; ++t) {

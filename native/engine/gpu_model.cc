@@ -107,7 +107,6 @@ void ModelLayout::add_layer(int layer) {
     to.up_bias = vector(Use::kWeights, w.up_bias, n);
   }
   to.down_bias = vector(Use::kWeights, w.down_bias, c_.dim);
-  to.resident = arena_.take<uint32_t>(Use::kWeights, split.ffn() ? cuda::mask_words(c_.n_neurons) : 0);
 }
 
 void ModelLayout::add_attention(int layer) {
@@ -168,13 +167,6 @@ void ModelLayout::upload(cuda::Device& device, const float* cosine, const float*
         cuda::pack_row(rows.type, rows.cols, from, out);
       }
     });
-  }
-  for (size_t layer = 0; layer < model_.layers.size(); ++layer) {
-    uint32_t* to = model_.layers[layer].resident;
-    if (!to) continue;
-    std::vector<uint32_t> bits(cuda::mask_words(c_.n_neurons));
-    for (int i = 0; i < options_.layers[layer].neurons; ++i) bits[i / 32] |= 1u << i % 32;
-    uploader.send(to, bits.data(), bits.size() * sizeof(uint32_t));
   }
   if (rope_floats_ > 0) {
     uploader.send(const_cast<float*>(model_.cosine), cosine, rope_floats_ * sizeof(float));

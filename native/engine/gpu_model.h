@@ -26,7 +26,6 @@ struct DeviceLayer {
   cuda::DeviceMatrix fc1, scorer;
   bool linear = false;  // nothing between the two: an SVD
   const float *fc1_bias = nullptr, *scorer_scale = nullptr, *scorer_bias = nullptr;
-  uint32_t* resident = nullptr;  // bit i: neuron i is here
   cuda::DeviceKv kv;
 };
 

@@ -101,7 +101,7 @@ void GpuHalf::ffn(int layer) {
   a.list = s_.list, a.count = s_.count, a.mask = masks ? s_.mask : nullptr, a.n_neurons = c_.n_neurons;
   a.x = ffn_rows(), a.rows = decode, a.act = s_.act, a.active = s_.active, a.counters = s_.counters + 2 * layer;
   k_.neurons(device_->stream(), a);
-  k_.down(device_->stream(), {w.down, nullptr, s_.active, s_.act, c_.n_neurons, decode, kDownParts, s_.parts});
+  k_.down(device_->stream(), {w.down, s_.active, s_.act, c_.n_neurons, decode, kDownParts, s_.parts});
 }
 
 // Which neurons the rows of decoding ask for, of all of the layer's.
@@ -122,7 +122,7 @@ void GpuHalf::score(int layer) {
 void GpuHalf::select(int layer, bool masked) {
   const bool tell = masked && cold(layer);
   cuda::Select a;
-  a.mask = masked ? s_.mask : nullptr, a.resident = m_.layers[layer].resident;
+  a.mask = masked ? s_.mask : nullptr, a.resident = split(layer).neurons;
   a.n_neurons = c_.n_neurons, a.rows = step_.n_decode;
   a.list = s_.list, a.count = s_.count, a.cold = s_.cold;
   if (tell) a.host_mask = mail_.mask(layer), a.signal = meet(Mail::kFfnAsked, layer);

@@ -135,11 +135,11 @@ const Check cpu_signs("score: signs choose the neurons that the CPU's predictor 
 struct SelectCase {
   int neurons, rows;
   bool masked;
-  double resident, wanted;
+  double resident, wanted;  // shares of the neurons
 };
 
 std::string check_select(const SelectCase& c, uint32_t seed) {
-  const std::vector<bool> resident = random_bits(c.neurons, seed, c.resident);
+  const int resident = static_cast<int>(std::lround(c.resident * c.neurons));
   std::vector<uint32_t> masks;
   std::vector<bool> any(c.neurons, !c.masked);
   int cold = 0;
@@ -147,20 +147,20 @@ std::string check_select(const SelectCase& c, uint32_t seed) {
     const std::vector<bool> row = c.masked ? random_bits(c.neurons, seed + 1 + t, c.wanted) : any;
     for (int i = 0; i < c.neurons; ++i) {
       any[i] = any[i] || row[i];
-      cold += row[i] && !resident[i];
+      cold += row[i] && i >= resident;
     }
     for (uint32_t word : bit_words(row)) masks.push_back(word);
   }
   std::vector<int32_t> expected;
-  for (int i = 0; i < c.neurons; ++i) {
-    if (any[i] && resident[i]) expected.push_back(i);
+  for (int i = 0; i < resident; ++i) {
+    if (any[i]) expected.push_back(i);
   }
-  const DeviceArray<uint32_t> device_masks(masks), device_resident(bit_words(resident));
+  const DeviceArray<uint32_t> device_masks(masks);
   const DeviceArray<int32_t> list(c.neurons), counts(2);
   HostArray<uint32_t> host(masks.size() + 2);  // the copy, the flag, abort
   const DeviceArray<uint32_t> step(std::vector<uint32_t>{17});
   cuda::Select a{c.masked ? device_masks.data() : nullptr,
-                 device_resident.data(),
+                 resident,
                  c.neurons,
                  c.rows,
                  list.data(),

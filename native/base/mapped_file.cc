@@ -20,6 +20,9 @@
 namespace pi {
 namespace {
 
+// Of a mapping, what is replaced or made writable at once: few enough mappings, even for the largest models.
+constexpr size_t kPiece = 16 * kHugePage;
+
 #ifdef MREMAP_FIXED
 
 // Bytes that can be allocated without swapping, as the system estimates it; 0 where it does not say.
@@ -81,7 +84,6 @@ void upgrade(const std::stop_token& stop, uint8_t* data, const Ranges& ranges) {
   std::mutex mutex;
   std::unique_lock lock(mutex);
   std::condition_variable_any().wait_for(lock, stop, std::chrono::seconds(1), [] { return false; });
-  constexpr size_t kPiece = 16 * kHugePage;  // few enough mappings, even for the largest models
   for (const auto& [begin, end] : ranges) {
     for (size_t at = begin; at < end; at += kPiece) {
       if (stop.stop_requested() || !replace_by_huge_pages(data + at, std::min(kPiece, end - at))) return;
@@ -96,12 +98,13 @@ void upgrade(const std::stop_token& stop, uint8_t* data, const Ranges& ranges) {
 MappedFile::View& MappedFile::View::operator=(View&& other) noexcept {
   std::swap(data, other.data);
   std::swap(size, other.size);
+  std::swap(descriptor, other.descriptor);
   std::swap(reserved, other.reserved);
   std::swap(reserved_bytes, other.reserved_bytes);
   return *this;
 }
 
-MappedFile::MappedFile(const std::string& path) {
+MappedFile::MappedFile(const std::string& path) : path_(path) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0) throw std::runtime_error(path + ": " + std::strerror(errno));
   struct stat info;
@@ -111,13 +114,44 @@ MappedFile::MappedFile(const std::string& path) {
     // On a huge page's border, in address space of its own.
     view_.reserved_bytes = view_.size + kHugePage;
     view_.reserved = ::mmap(nullptr, view_.reserved_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (view_.reserved != MAP_FAILED) data = ::mmap(to_huge_page(view_.reserved), view_.size, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0);
+    if (view_.reserved != MAP_FAILED) data = ::mmap(to_huge_page(view_.reserved), view_.size, PROT_READ, MAP_PRIVATE | MAP_FIXED, fd, 0);
   }
-  const int error = errno;
-  ::close(fd);
-  if (data == MAP_FAILED) throw std::runtime_error(path + ": cannot be mapped: " + std::strerror(error));
+  if (data == MAP_FAILED) {
+    const int error = errno;
+    ::close(fd);
+    throw std::runtime_error(path + ": cannot be mapped: " + std::strerror(error));
+  }
+  view_.descriptor = fd;
   ::madvise(data, view_.size, MADV_WILLNEED);
   view_.data = static_cast<const uint8_t*>(data);
+}
+
+void MappedFile::read(size_t offset, void* to, size_t bytes) const {
+  for (size_t done = 0; done < bytes;) {
+    const ssize_t n = ::pread(view_.descriptor, static_cast<uint8_t*>(to) + done, bytes - done, static_cast<off_t>(offset + done));
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) throw std::runtime_error(path_ + ": cannot be read at " + std::to_string(offset + done) + ": " + (n < 0 ? std::strerror(errno) : "the file ends"));
+    done += static_cast<size_t>(n);
+  }
+}
+
+uint8_t* MappedFile::writable(const uint8_t* at, size_t bytes) {
+  static const size_t page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+  uint8_t* const data = const_cast<uint8_t*>(view_.data);
+  const size_t first = static_cast<size_t>(at - view_.data), end = first + bytes;
+  writable_.resize((view_.size + kPiece - 1) / kPiece);
+  for (size_t piece = first / kPiece; piece * kPiece < end; ++piece) {
+    if (writable_[piece]) continue;
+    const size_t length = std::min(kPiece, (view_.size + page - 1) / page * page - piece * kPiece);
+    if (::mprotect(data + piece * kPiece, length, PROT_READ | PROT_WRITE) != 0) throw std::runtime_error(path_ + ": cannot be made writable: " + std::strerror(errno));
+    writable_[piece] = true;
+  }
+#ifdef MADV_POPULATE_WRITE
+  // Otherwise whoever writes first waits for the page to be copied.
+  const size_t first_page = first / page * page;
+  ::madvise(data + first_page, end - first_page, MADV_POPULATE_WRITE);
+#endif
+  return data + first;
 }
 
 void MappedFile::release(const uint8_t* at, size_t bytes) {
@@ -135,7 +169,11 @@ void MappedFile::use_huge_pages() {
   if (!worth_upgrading(size)) return;
   std::sort(released_.begin(), released_.end());
   uint8_t* const data = const_cast<uint8_t*>(view_.data);
-  upgrade_ = std::jthread([data, ranges = kept(view_.size, released_)](const std::stop_token& stop) { upgrade(stop, data, ranges); });
+  upgrading_ = std::make_unique<std::atomic<bool>>(true);
+  upgrade_ = std::jthread([data, upgrading = upgrading_.get(), ranges = kept(view_.size, released_)](const std::stop_token& stop) {
+    upgrade(stop, data, ranges);
+    *upgrading = false;
+  });
 #endif
 }
 
@@ -145,6 +183,7 @@ MappedFile::~MappedFile() {
     upgrade_.join();
   }
   if (view_.data) ::munmap(view_.reserved, view_.reserved_bytes);
+  if (view_.descriptor >= 0) ::close(view_.descriptor);
 }
 
 }  // namespace pi

@@ -1,8 +1,10 @@
-// A file mapped read-only.
+// A file mapped into memory. What is written there stays this process's own.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <thread>
 #include <utility>
@@ -21,6 +23,16 @@ class MappedFile {
 
   const uint8_t* data() const { return view_.data; }
   size_t size() const { return view_.size; }
+  bool holds(const uint8_t* at) const { return at >= view_.data && at < view_.data + view_.size; }
+
+  // What the file has there, whatever was written to the mapping. Throws std::runtime_error. Any thread may call.
+  void read(size_t offset, void* to, size_t bytes) const;
+
+  // Makes [at, at + bytes) writable, in memory that is this process's own, so that writing takes no longer than elsewhere.
+  // Only once it is settled; readers are not disturbed. Throws std::runtime_error where the system has no memory for that.
+  uint8_t* writable(const uint8_t* at, size_t bytes);
+  // No page will be replaced any more.
+  bool settled() const { return !upgrading_ || !*upgrading_; }
 
   // Gives back the memory of whole pages in [at, at + bytes), which will hardly be read again: what is, comes from the file.
   // Before use_huge_pages, if at all.
@@ -37,6 +49,7 @@ class MappedFile {
   struct View {
     const uint8_t* data = nullptr;
     size_t size = 0;
+    int descriptor = -1;
     void* reserved = nullptr;  // address space that the mapping is in
     size_t reserved_bytes = 0;
 
@@ -46,7 +59,10 @@ class MappedFile {
   };
 
   View view_;
+  std::string path_;
   std::vector<std::pair<size_t, size_t>> released_;  // begin and end, in the file
+  std::vector<bool> writable_;                       // pieces
+  std::unique_ptr<std::atomic<bool>> upgrading_;
   std::jthread upgrade_;
 };
 

@@ -70,6 +70,19 @@ struct Sweep {
   uint32_t* out = nullptr;          // device memory
 };
 
+// Memory of the device to another place in it: one row or number, 4-byte words.
+struct Move {
+  void* to = nullptr;
+  const void* from = nullptr;
+  uint64_t bytes = 0;
+};
+
+// All of them, in any order: none reads what another writes.
+struct Scatter {
+  const Move* moves = nullptr;  // [n], device memory
+  int n = 0;                    // 1 at least
+};
+
 // The device's clock in nanoseconds to *out (page-locked or device memory).
 struct Stamp {
   uint64_t* out = nullptr;
@@ -293,6 +306,7 @@ struct Highest {
 struct Kernels {
   void (*receive)(void* stream, const Receive&);
   void (*publish)(void* stream, const Publish&);
+  void (*scatter)(void* stream, const Scatter&);
   void (*stamp)(void* stream, const Stamp&);
   void (*norm)(void* stream, const Norm&);
   void (*quantize)(void* stream, const Quantize&);

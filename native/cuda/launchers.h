@@ -7,6 +7,7 @@ namespace pi::cuda {
 
 void receive(void* stream, const Receive& a);
 void publish(void* stream, const Publish& a);
+void scatter(void* stream, const Scatter& a);
 void stamp(void* stream, const Stamp& a);
 void norm(void* stream, const Norm& a);
 void quantize(void* stream, const Quantize& a);

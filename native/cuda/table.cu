@@ -6,6 +6,7 @@ const Kernels& launchers() {
   static const Kernels table{
       .receive = &cuda::receive,
       .publish = &cuda::publish,
+      .scatter = &cuda::scatter,
       .stamp = &cuda::stamp,
       .norm = &cuda::norm,
       .quantize = &cuda::quantize,

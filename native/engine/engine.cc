@@ -445,6 +445,7 @@ void Engine::set_tracing(bool on) {
 
 const EngineStats& Engine::stats() {
   if (gpu_) gpu_->collect(stats_.gpu, stats_.layers);
+  if (replacement_) stats_.gpu.swaps_stopped = replacement_->stopped();
   return stats_;
 }
 

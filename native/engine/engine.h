@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,7 @@
 #include "engine/head.h"
 #include "engine/kv_cache.h"
 #include "engine/prefill.h"
+#include "engine/replacement.h"
 #include "engine/sampler.h"
 #include "engine/stats.h"
 #include "engine/trace.h"
@@ -87,6 +89,8 @@ class Engine {
   void set_profiling(bool on);
   void set_recall_tracking(bool on);
   void set_tracing(bool on);
+  // Has neurons change places between CPU and GPU now, as re-placement does on its own. Throws std::runtime_error where it is off.
+  void swap_neurons(std::span<const LayerSwap> swaps);
   std::vector<TraceSpan> take_trace() { return trace_.take(); }
   const ActivationCounts& activation_counts(int layer) const { return counts_[layer]; }
   const EngineStats& stats();
@@ -118,6 +122,7 @@ class Engine {
   void walk_beside_gpu();
   bool layer_beside_gpu(int layer, bool here);
   bool cold_ffn(int layer);
+  void count_asked(int layer);
   void embed();
   void attention(int layer);
   void norm(const NormWeights& w, const float* x, int rows, float* y);
@@ -150,6 +155,7 @@ class Engine {
   std::vector<float> cosine_, sine_;  // [max_position, head_dim / 2]
 
   std::unique_ptr<GpuHalf> gpu_;
+  std::unique_ptr<Replacement> replacement_;
   std::vector<int> kv_layer_;               // where a layer's keys and values are in kv_
   std::vector<LayerWeights> cold_;          // the host's part of each layer's FFN
   Buffer<float> step_logits_;               // of steps that are cut

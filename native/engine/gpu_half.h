@@ -86,6 +86,11 @@ class GpuHalf {
   int max_rows() const { return options_.max_rows; }
   // The stream is on the GPU after this layer.
   bool merges(int layer) const { return layer + 1 < c_.n_layers ? split(layer + 1).attention : options_.head; }
+  // What engine/replacement.h works on.
+  const std::shared_ptr<cuda::Device>& device() const { return device_; }
+  const GpuOptions& options() const { return options_; }
+  const DeviceModel& model() const { return m_; }
+  uint8_t* swap_space() const { return s_.swaps; }
   // Calls f(host memory, bytes) for what only the GPU reads.
   template <typename F>
   void each_exclusive(F&& f) const {

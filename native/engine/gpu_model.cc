@@ -125,7 +125,7 @@ void ModelLayout::add_attention(int layer) {
 }
 
 void ModelLayout::add_predictor(const PredictorWeights& from, DeviceLayer& to) {
-  const MatrixView& scorer = from.signs ? from.signs : from.gate ? from.gate : from.fc2;
+  const MatrixView& scorer = from.scorer();
   if (from.fc1) {
     to.fc1 = matrix(Use::kPredictors, from.fc1, from.fc1.rows);
     to.linear = from.linear;
@@ -133,8 +133,7 @@ void ModelLayout::add_predictor(const PredictorWeights& from, DeviceLayer& to) {
   }
   to.scorer = matrix(Use::kPredictors, scorer, scorer.rows);
   to.scorer_scale = vector(Use::kPredictors, from.signs_scale, scorer.rows);
-  const VectorView bias = from.signs ? from.signs_bias : from.gate ? from.gate_bias : from.fc2_bias;
-  to.scorer_bias = vector(Use::kPredictors, bias, scorer.rows);
+  to.scorer_bias = vector(Use::kPredictors, from.scorer_bias(), scorer.rows);
 }
 
 DeviceNorm ModelLayout::norm(const NormWeights& from) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cuda/workspace.h"
+#include "engine/replacement.h"
 #include "kernels/kernels.h"
 
 namespace pi {
@@ -78,6 +79,7 @@ GpuScratch::GpuScratch(const ModelConfig& c, const DeviceModel& model, const Gpu
   up = arena.take<float>(Use::kScratch, rows * neurons);
   prompt_part = arena.take<float>(Use::kScratch, neurons > 0 ? rows * c.dim : 0);
   gemm_work = arena.take<uint8_t>(Use::kScratch, gemm);
+  swaps = arena.take<uint8_t>(Use::kScratch, swap_bytes(model, options, c.n_neurons));
   if (!options.head) return;
   out = take_rows(arena, kOutputRows, c.dim);
   logits = arena.take<float>(Use::kScratch, size_t(kOutputRows) * c.vocab);

@@ -51,6 +51,7 @@ struct GpuScratch {
   float *gate = nullptr, *up = nullptr;  // [max_rows, most neurons]
   float* prompt_part = nullptr;          // [max_rows, dim]
   void* gemm_work = nullptr;
+  uint8_t* swaps = nullptr;  // engine/replacement.h
   // Head.
   cuda::DeviceRows out;     // [kOutputRows, dim]
   float* logits = nullptr;  // [kOutputRows, vocab]

@@ -47,7 +47,7 @@ void Engine::open_gpu(GpuOptions options, KvShape kv) {
   // What the GPU alone reads needs no memory here.
   gpu_->each_exclusive([&](const uint8_t* at, size_t bytes) {
     for (MappedFile& file : files_) {
-      if (at >= file.data() && at < file.data() + file.size()) file.release(at, bytes);
+      if (file.holds(at)) file.release(at, bytes);
     }
   });
   for (int layer = 0; layer < c_.n_layers; ++layer) {
@@ -55,6 +55,13 @@ void Engine::open_gpu(GpuOptions options, KvShape kv) {
     cold_.push_back(w_.layers[layer].from(split.neurons));
     if (!split.predictor) cold_.back().predictor = w_.layers[layer].predictor;
   }
+  if (gpu_->options().adapt) replacement_ = std::make_unique<Replacement>(gpu_->device(), w_, gpu_->model(), gpu_->options(), files_, gpu_->swap_space());
+}
+
+void Engine::swap_neurons(std::span<const LayerSwap> swaps) {
+  if (!replacement_) throw std::runtime_error("neurons cannot change places: re-placement is off");
+  replacement_->swap(swaps);
+  stats_.gpu.swaps += swaps.size();
 }
 
 Engine::Rows Engine::Rows::piece(int begin, int count, std::vector<int>& which) const {
@@ -100,6 +107,7 @@ void Engine::step_beside_gpu(const Batch& batch, StepOutput& out) {
 
 void Engine::forward_beside_gpu(bool highest_only) {
   reserve();
+  if (replacement_) stats_.gpu.swaps += replacement_->between_steps();
   gpu_->start({rows_.n, rows_.n_decode, rows_.positions, rows_.blocks, rows_.modes, rows_.outputs, highest_only});
   try {
     walk_beside_gpu();
@@ -135,8 +143,10 @@ bool Engine::layer_beside_gpu(int layer, bool here) {
   if (gpu_->merges(layer)) {
     if (here && worked) k_.add(x_.data(), ffn_out_.data(), n);
     if (here || worked) gpu_->give(Mail::kHostPart, layer, here && !worked ? x_.data() : ffn_out_.data(), floats);
+    count_asked(layer);
     return false;
   }
+  count_asked(layer);
   if (!here || split.neurons > 0) {
     const float* part = gpu_->take(Mail::kGpuStream, layer);
     here ? k_.add(part, x_.data(), n) : void(std::copy_n(part, floats, x_.data()));
@@ -144,6 +154,13 @@ bool Engine::layer_beside_gpu(int layer, bool here) {
   if (worked) k_.add(ffn_out_.data(), x_.data(), n);
   for (int t = 0; w_.layers[layer].down_bias && t < rows_.n; ++t) k_.add(w_.layers[layer].down_bias, &x_[size_t(t) * c_.dim], c_.dim);
   return true;
+}
+
+// Where the GPU has its part to do, and the host nothing else.
+void Engine::count_asked(int layer) {
+  for (int t = 0; replacement_ && replacement_->covers(layer) && t < rows_.n_decode; ++t) {
+    if (rows_.modes[t] == FfnMode::kPredictor) replacement_->count(layer, gpu_->asked(layer, t));
+  }
 }
 
 // What the host's neurons give; false where nobody asks for any.

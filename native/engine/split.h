@@ -20,6 +20,10 @@ struct GpuOptions {
   bool head = false;
   size_t vram_bytes = 0;  // that this process may take, all told
   int max_rows = 0;       // of a step, at most; longer ones are cut
+  bool adapt = false;     // neurons change places as they are asked for (engine/replacement.h)
+
+  // Those of this layer do: its predictor says which are asked for, and both sides have some.
+  bool adapts(int layer, int n_neurons) const { return adapt && layers[layer].predictor && layers[layer].neurons > 0 && layers[layer].neurons < n_neurons; }
 };
 
 // Bytes of device memory.

@@ -38,6 +38,8 @@ struct GpuStats {
   uint64_t launches = 0;  // calls that gave the GPU work: one a step where it was recorded
   // Weights and KV that decoding touched in the GPU's memory.
   BytesTouched bytes;
+  uint64_t swaps = 0;         // pairs of neurons that changed places
+  std::string swaps_stopped;  // why no more will; empty otherwise
 };
 
 struct EngineStats {

@@ -52,6 +52,9 @@ struct PredictorWeights {
   explicit operator bool() const { return fc1 || gate || signs; }
   // True when it multiplies quantised inputs.
   bool blocks() const { return fc1.blocks() || gate.blocks(); }
+  // What has a row for every neuron, and a bias for each (or null).
+  const MatrixView& scorer() const { return signs ? signs : gate ? gate : fc2; }
+  VectorView scorer_bias() const { return signs ? signs_bias : gate ? gate_bias : fc2_bias; }
   // Of the matrices: what a token reads.
   size_t bytes() const;
 };

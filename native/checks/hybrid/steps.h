@@ -1,0 +1,82 @@
+// What checks of a split model share: steps' rows, logits and how far they are apart, simple splits.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "checks/hybrid/tiny_model.h"
+#include "engine/engine.h"
+
+namespace pi::checks {
+
+// A step's rows of several sequences; sequence s has the KV blocks 5 s … 5 s + 4.
+struct Rows {
+  static constexpr int kBlocks = 5, kSequences = 3;
+  std::vector<int32_t> tokens, positions, sequences, outputs, tables;
+  std::vector<uint8_t> modes, prefill;
+
+  Rows() {
+    for (int i = 0; i < kSequences * kBlocks; ++i) tables.push_back(i * 7 % (kSequences * kBlocks));
+  }
+  void add(int sequence, int position, FfnMode mode, bool prompt = false, bool output = true) {
+    if (output) outputs.push_back(static_cast<int32_t>(tokens.size()));
+    tokens.push_back((position * 37 + sequence * 11 + 5) % 96);
+    positions.push_back(position);
+    sequences.push_back(sequence);
+    prompt = false;
+    modes.push_back(static_cast<uint8_t>(prompt ? FfnMode::kDense : mode));
+    prefill.push_back(prompt);
+  }
+  Batch batch() const {
+    Batch b;
+    b.n_rows = static_cast<int>(tokens.size());
+    b.tokens = tokens.data(), b.positions = positions.data(), b.sequences = sequences.data();
+    b.block_tables = tables.data(), b.blocks_per_sequence = kBlocks;
+    b.modes = modes.data(), b.prefill = prefill.data();
+    b.n_outputs = static_cast<int>(outputs.size()), b.outputs = outputs.data();
+    return b;
+  }
+};
+
+inline std::vector<float> logits(Engine& engine, const Rows& rows) {
+  const StepOutput out = engine.step(rows.batch());
+  return {out.logits, out.logits + rows.outputs.size() * engine.config().vocab};
+}
+
+// Root mean square of the difference over that of the logits, of the worst row.
+inline double distance(const std::vector<float>& a, const std::vector<float>& b, int vocab) {
+  double worst = a.size() == b.size() ? 0 : 1e9;
+  for (size_t row = 0; row * vocab < std::min(a.size(), b.size()); ++row) {
+    double squares = 0, off = 0;
+    for (int i = 0; i < vocab; ++i) {
+      const size_t at = row * vocab + i;
+      squares += double(a[at]) * a[at];
+      off += (double(a[at]) - b[at]) * (double(a[at]) - b[at]);
+      if (!std::isfinite(b[at])) return 1e9;
+    }
+    worst = std::max(worst, std::sqrt(off / squares));
+  }
+  return worst;
+}
+
+inline GpuOptions nothing(const Shape& shape) {
+  GpuOptions gpu;
+  gpu.layers.resize(shape.n_layers);
+  gpu.vram_bytes = size_t{4} << 30;
+  gpu.max_rows = 34;
+  return gpu;
+}
+
+// A share of every layer's neurons; attention and head here or there by the bits of `where`.
+inline GpuOptions share(const Shape& shape, double part, unsigned where) {
+  GpuOptions gpu = nothing(shape);
+  for (size_t layer = 0; layer < gpu.layers.size(); ++layer) {
+    const int neurons = static_cast<int>(std::lround(part * shape.n_neurons));
+    gpu.layers[layer] = {neurons, (where >> layer & 1) != 0, !shape.predictor.empty() && neurons > 0};
+  }
+  gpu.head = (where >> gpu.layers.size() & 1) != 0;
+  return gpu;
+}
+
+}  // namespace pi::checks

@@ -13,7 +13,7 @@ import { summariseTrace } from "../model/trace.ts";
 import { FFN_MODE, native, type FfnMode, type KvType } from "../native/index.ts";
 import { forecaster, type ForecastSpeed } from "./bench-forecast.ts";
 import { printBench, type BenchReport, type DeviceRun } from "./bench-print.ts";
-import { addVramOption, deviceOptions, reportDevice } from "./device-options.ts";
+import { addAdaptOption, addVramOption, deviceOptions, reportDevice } from "./device-options.ts";
 import { kvTypeOption } from "./kv-type.ts";
 import { printJson, stageContext } from "./output.ts";
 import { parseInteger } from "./sizes.ts";
@@ -21,6 +21,7 @@ import { parseInteger } from "./sizes.ts";
 interface Options {
   device: DeviceChoice[];
   vram?: number;
+  adapt?: boolean;
   mode?: FfnMode[];
   context: number[];
   batch: number[];
@@ -44,7 +45,7 @@ export function define(command: Command): void {
         .choices(DEVICES)
         .default(["auto"], "auto"),
     );
-  addVramOption(command)
+  addAdaptOption(addVramOption(command))
     .addOption(
       new Option("--mode <MODE...>", "modes to measure (default: all the model has)").choices(Object.keys(FFN_MODE)),
     )
@@ -110,11 +111,11 @@ async function benchDevice(
   command: Command,
   context: StageContext,
 ): Promise<{ model: string; run: DeviceRun; speeds: ForecastSpeed[] }> {
-  const { context: contexts, batch: batches, tokens, predictors, kvType, vram } = options;
+  const { context: contexts, batch: batches, tokens, predictors, kvType, vram, adapt } = options;
   const started = performance.now();
   const since = () => (performance.now() - started) / 1000;
   const model = await openModel(path, {
-    ...deviceOptions({ device, ...(vram !== undefined && { vram }) }),
+    ...deviceOptions({ device, ...(vram !== undefined && { vram }), ...(adapt && { adapt }) }),
     threads: threadsOf(options),
     contextTokens: speedTokens({ contexts, batches, tokens }),
     ...(kvType && { kvType }),

@@ -7,6 +7,7 @@ import { parseSize } from "./sizes.ts";
 export interface DeviceFlags {
   device: DeviceChoice;
   vram?: number;
+  adapt?: boolean;
 }
 
 export const deviceOption = (): Option =>
@@ -24,8 +25,15 @@ export function addVramOption(command: Command): Command {
   );
 }
 
-export function deviceOptions({ device, vram }: DeviceFlags): DeviceOptions {
-  return { device, ...(vram !== undefined && { vram }) };
+export function addAdaptOption(command: Command): Command {
+  return command.option(
+    "--adapt",
+    "move what is asked for most to the GPU while running; texts then depend, in rare ties, on what ran before",
+  );
+}
+
+export function deviceOptions({ device, vram, adapt }: DeviceFlags): DeviceOptions {
+  return { device, ...(vram !== undefined && { vram }), ...(adapt && { adapt }) };
 }
 
 /** One line on stderr about the GPU, or why there is none, where an artifact was placed for one. */

@@ -3,7 +3,7 @@ import { FFN_MODE, type FfnMode, type KvType } from "../native/index.ts";
 import type { LoadOptions } from "../runtime/load.ts";
 import { DEFAULT_DRAFTS, MAX_ROWS } from "../runtime/speculation.ts";
 import { SAMPLING_PARAMETERS, type SamplingOptions, type SamplingParameter, SEED_RANGE } from "../runtime/sampling.ts";
-import { addDeviceOptions, deviceOptions, type DeviceFlags } from "./device-options.ts";
+import { addAdaptOption, addDeviceOptions, deviceOptions, type DeviceFlags } from "./device-options.ts";
 import { kvTypeOption } from "./kv-type.ts";
 import { parseInteger, parseNumber } from "./sizes.ts";
 
@@ -19,7 +19,7 @@ export interface SessionFlags extends DeviceFlags {
 }
 
 export function addSessionOptions(command: Command): Command {
-  return addDeviceOptions(command)
+  return addAdaptOption(addDeviceOptions(command))
     .argument("<X>", "artifact, or directory of a converted model")
     .addOption(
       new Option("--mode <MODE>", "how the FFN is computed (default: the model's)").choices(Object.keys(FFN_MODE)),

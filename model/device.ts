@@ -16,6 +16,8 @@ export interface DeviceOptions {
   device?: DeviceChoice;
   /** Bytes of GPU memory that this process may take, all told; default: the placement's budget. 0: none. */
   vram?: number;
+  /** Neurons change places between CPU and GPU as they are asked for (default false). */
+  adapt?: boolean;
 }
 
 /** The GPU of an opened model. */
@@ -27,6 +29,7 @@ export interface GpuUse {
   budget: number;
   /** Some of what was placed, or asked for, did not fit. */
   reduced: boolean;
+  adapt: boolean;
 }
 
 /** Either a GPU, or why there is none where an artifact was placed for one; neither where none was asked for. */
@@ -86,11 +89,12 @@ export function planDevice(
   if (!found || !artifact) return missing === undefined ? {} : { missing };
   const parts = partBytes(file, { type: options.kvType, blocks: options.kvBlocks });
   const budget = Math.min(wanted.vram ?? artifact.placement.vramBudget, found.freeBytes + found.contextBytes);
+  const adapt = wanted.adapt ?? false;
   const count = (split: GpuSplit): GpuMemory =>
-    withContext(native().gpuMemory({ ...options, gpu: gpuOptions(split, budget) }), found.contextBytes);
+    withContext(native().gpuMemory({ ...options, gpu: gpuOptions({ split, budget, adapt }) }), found.contextBytes);
   const { nLayers } = file.config;
   const use = ({ split, memory }: Fitted, reduced: boolean): DeviceUse => {
-    return { gpu: { name: found.name, split, memory, budget, reduced } };
+    return { gpu: { name: found.name, split, memory, budget, reduced, adapt } };
   };
   const whole = startOf(file, artifact, parts, wanted.vram);
   const all = count(whole);
@@ -156,8 +160,8 @@ function stepsTo(split: GpuSplit, file: ModelFile, artifact: Artifact, parts: Pa
 }
 
 /** What the engine is told. */
-export const gpuOptions = (split: GpuSplit, vramBytes: number): GpuOptions => {
-  return { ...split, vramBytes, maxRows: GPU_ROWS };
+export const gpuOptions = ({ split, budget, adapt }: Pick<GpuUse, "split" | "budget" | "adapt">): GpuOptions => {
+  return { ...split, vramBytes: budget, maxRows: GPU_ROWS, adapt };
 };
 
 /** A count of parts with what the device's context takes, whether that was counted already or not. */

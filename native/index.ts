@@ -45,6 +45,8 @@ export interface GpuOptions {
   vramBytes: number;
   /** Rows of a step at most that the GPU has scratch for; longer steps are cut by the engine. */
   maxRows: number;
+  /** Neurons change places between the devices as they are asked for; logits then depend, in their last bits, on what was computed before. */
+  adapt?: boolean;
 }
 
 /** What a split takes of device memory, in bytes, each a sum of what is really allocated. */
@@ -204,6 +206,9 @@ export interface GpuStats {
   waits: number;
   hostWaitSeconds: number;
   gpuLaunches: number;
+  /** With `adapt`: pairs of neurons that changed places, and why no more will, where something went wrong. */
+  swaps: number;
+  swapsStopped?: string;
 }
 
 /** Something that a device did, for `pi bench --trace`. */

@@ -25,12 +25,15 @@ const Check extremes("swaps: the host's most asked for with the GPU's least, unt
 
 const Check rare("swaps: a neuron that was hardly ever asked for says nothing", [] {
   if (!choose_swaps(std::vector<uint32_t>{0, 0, 15, 15}, 2).empty()) return std::string("15 times");
-  return choose_swaps(std::vector<uint32_t>{0, 0, 17, 15}, 2).size() == 1 ? std::string() : std::string("17 times are enough");
+  return choose_swaps(std::vector<uint32_t>{0, 0, 17, 15}, 2).size() == 1 ? std::string()
+                                                                          : std::string("17 times are enough");
 });
 
 const Check nothing("swaps: none where one side has no neurons", [] {
   const std::vector<uint32_t> counts{0, 1000};
-  return choose_swaps(counts, 0).empty() && choose_swaps(counts, 2).empty() && choose_swaps({}, 0).empty() ? std::string() : std::string("some");
+  return choose_swaps(counts, 0).empty() && choose_swaps(counts, 2).empty() && choose_swaps({}, 0).empty()
+             ? std::string()
+             : std::string("some");
 });
 
 const Check chance("swaps: neurons that are equally often asked for stay, whatever chance counts", [] {
@@ -53,7 +56,8 @@ const Check settles("swaps: once done, nothing more is to be done, and no positi
   const std::vector<Swap> swaps = choose_swaps(counts, 300);
   std::set<int> seen;
   for (const Swap& s : swaps) {
-    if (s.gpu >= 300 || s.host < 300 || !seen.insert(s.gpu).second || !seen.insert(s.host).second) return std::string("a wrong pair");
+    if (s.gpu >= 300 || s.host < 300 || !seen.insert(s.gpu).second || !seen.insert(s.host).second)
+      return std::string("a wrong pair");
     std::swap(counts[s.gpu], counts[s.host]);
   }
   if (swaps.size() < 100) return "only " + std::to_string(swaps.size());
@@ -75,14 +79,16 @@ const Check own("mapped file: what is written is this process's own; the file is
   std::vector<uint8_t> expected = bytes, from_file(bytes.size());
   std::memset(&expected[4090], 0xee, 10);
   std::memset(&expected[bytes.size() - 3], 0xee, 3);
-  if (std::memcmp(file.data(), expected.data(), bytes.size()) != 0) return std::string("the mapping differs from what was written");
+  if (std::memcmp(file.data(), expected.data(), bytes.size()) != 0)
+    return std::string("the mapping differs from what was written");
   if (std::memcmp(other.data(), bytes.data(), bytes.size()) != 0) return std::string("another mapping has changed");
   file.read(0, from_file.data(), bytes.size());
   if (from_file != bytes) return std::string("the file has changed");
   try {
     file.read(bytes.size() - 1, from_file.data(), 2);
   } catch (const std::runtime_error& error) {
-    return std::string(error.what()).find("the file ends") != std::string::npos ? std::string() : std::string(error.what());
+    return std::string(error.what()).find("the file ends") != std::string::npos ? std::string()
+                                                                                : std::string(error.what());
   }
   return std::string("read past the end");
 });

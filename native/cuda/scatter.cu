@@ -15,7 +15,8 @@ __device__ __forceinline__ void copy(const Move& move) {
 
 __global__ void __launch_bounds__(kThreads) scatter_rows(Scatter a) {
   const Move move = a.moves[blockIdx.x];
-  const bool wide = ((reinterpret_cast<uintptr_t>(move.to) | reinterpret_cast<uintptr_t>(move.from) | move.bytes) % sizeof(uint4)) == 0;
+  const bool wide = ((reinterpret_cast<uintptr_t>(move.to) | reinterpret_cast<uintptr_t>(move.from) | move.bytes) %
+                     sizeof(uint4)) == 0;
   wide ? copy<uint4>(move) : copy<uint32_t>(move);
 }
 

@@ -37,9 +37,14 @@ size_t swap_bytes(const DeviceModel& model, const GpuOptions& options, int n_neu
   return most > 0 ? kMovesBytes + kSwapsAtOnce * most : 0;
 }
 
-Replacement::Replacement(std::shared_ptr<cuda::Device> device, const ModelWeights& weights, const DeviceModel& model, const GpuOptions& options,
-                         std::span<MappedFile> files, uint8_t* space)
-    : device_(std::move(device)), files_(files), space_(space), staging_(nullptr, FreeHost{device_}), sent_(device_->event()), placed_(device_->event()) {
+Replacement::Replacement(std::shared_ptr<cuda::Device> device, const ModelWeights& weights, const DeviceModel& model,
+                         const GpuOptions& options, std::span<MappedFile> files, uint8_t* space)
+    : device_(std::move(device)),
+      files_(files),
+      space_(space),
+      staging_(nullptr, FreeHost{device_}),
+      sent_(device_->event()),
+      placed_(device_->event()) {
   const int n_neurons = weights.layers.empty() ? 0 : weights.layers[0].up.rows;
   layers_.resize(weights.layers.size());
   for (int layer = static_cast<int>(layers_.size()) - 1; layer >= 0; --layer) {
@@ -74,10 +79,12 @@ Replacement::Layer Replacement::cover(const LayerWeights& w, const DeviceLayer& 
   for (int i = 0; i < n; ++i) out.row[i] = i;
   for (auto* counts : {&out.window, &out.closed, &out.counts}) counts->resize(32 * size_t(cuda::mask_words(n)));
   // The arena's memory is nobody's constant; the kernels' arguments only promise not to write to it.
-  const auto add = [&](const uint8_t* host, const void* device, DType type, size_t cols, size_t device_bytes, bool everywhere) {
+  const auto add = [&](const uint8_t* host, const void* device, DType type, size_t cols, size_t device_bytes,
+                       bool everywhere) {
     const auto file = std::find_if(files_.begin(), files_.end(), [&](const MappedFile& f) { return f.holds(host); });
     if (file == files_.end()) throw std::logic_error("re-placement: a tensor is in none of the files");
-    out.parts.push_back({&*file, static_cast<uint8_t*>(const_cast<void*>(device)), host, type, cols, row_bytes(type, cols), device_bytes, everywhere});
+    out.parts.push_back({&*file, static_cast<uint8_t*>(const_cast<void*>(device)), host, type, cols,
+                         row_bytes(type, cols), device_bytes, everywhere});
   };
   const auto matrix = [&](const MatrixView& host, const cuda::DeviceMatrix& device, bool everywhere) {
     if (host) add(host.data, device.data, host.type, host.cols, device.row_bytes, everywhere);
@@ -142,7 +149,8 @@ void Replacement::put_in_place() {
   device_->record(Queue::kCompute, *placed_);
   for (const HostRow& row : host_moves_) std::memcpy(row.to, &host_rows_[row.at], row.bytes);
   for (const auto& [layer, swap] : batch_) {
-    for (auto* by_position : {&layers_[layer].window, &layers_[layer].counts}) std::swap((*by_position)[swap.gpu], (*by_position)[swap.host]);
+    for (auto* by_position : {&layers_[layer].window, &layers_[layer].counts})
+      std::swap((*by_position)[swap.gpu], (*by_position)[swap.host]);
     std::swap(layers_[layer].row[swap.gpu], layers_[layer].row[swap.host]);
   }
 }
@@ -155,9 +163,11 @@ void Replacement::swap(std::span<const LayerSwap> swaps) {
   }
   for (const auto& [layer, swap] : swaps) {
     const Layer& at = layers_.at(layer);
-    if (swap.gpu < 0 || swap.gpu >= at.resident || swap.host < at.resident || swap.host >= static_cast<int>(at.row.size())) {
-      throw std::runtime_error("layer " + std::to_string(layer) + ": neurons " + std::to_string(swap.gpu) + " and " + std::to_string(swap.host) +
-                               " cannot change places: expected one of the GPU's " + std::to_string(at.resident) + " and one of the host's");
+    if (swap.gpu < 0 || swap.gpu >= at.resident || swap.host < at.resident ||
+        swap.host >= static_cast<int>(at.row.size())) {
+      throw std::runtime_error("layer " + std::to_string(layer) + ": neurons " + std::to_string(swap.gpu) + " and " +
+                               std::to_string(swap.host) + " cannot change places: expected one of the GPU's " +
+                               std::to_string(at.resident) + " and one of the host's");
     }
   }
   for (size_t done = 0; done < swaps.size(); done += batch_.size()) {
@@ -219,7 +229,8 @@ void Replacement::plan() {
       planned_.push_back({{static_cast<int>(layer), swap}, at.counts[swap.host] - at.counts[swap.gpu]});
     }
   }
-  std::stable_sort(planned_.begin(), planned_.end(), [](const Planned& a, const Planned& b) { return a.gain < b.gain; });
+  std::stable_sort(planned_.begin(), planned_.end(),
+                   [](const Planned& a, const Planned& b) { return a.gain < b.gain; });
 }
 
 // False where there is nothing to do, or not yet.
@@ -227,7 +238,8 @@ bool Replacement::pack_next() {
   const bool settled = std::all_of(files_.begin(), files_.end(), [](const MappedFile& file) { return file.settled(); });
   if (!settled || planned_.empty()) return false;
   batch_.clear();
-  for (; !planned_.empty() && batch_.size() < size_t{kSwapsAtOnce}; planned_.pop_back()) batch_.push_back(planned_.back().swap);
+  for (; !planned_.empty() && batch_.size() < size_t{kSwapsAtOnce}; planned_.pop_back())
+    batch_.push_back(planned_.back().swap);
   pack();
   return true;
 }
@@ -242,7 +254,8 @@ void Replacement::pack() {
     const Layer& at = layers_[layer];
     for (const Part& part : at.parts) {
       pack_for_gpu(part, at.row[swap.host], swap.gpu);
-      part.everywhere ? pack_for_gpu(part, at.row[swap.gpu], swap.host) : read_for_host(part, at.row[swap.gpu], swap.host);
+      part.everywhere ? pack_for_gpu(part, at.row[swap.gpu], swap.host)
+                      : read_for_host(part, at.row[swap.gpu], swap.host);
     }
   }
 }
@@ -251,7 +264,8 @@ void Replacement::pack_for_gpu(const Part& part, int row, int position) {
   row_.resize(part.host_bytes);
   part.file->read(part.host - part.file->data() + row * part.host_bytes, row_.data(), part.host_bytes);
   cuda::pack_row(part.type, part.cols, row_.data(), staging_.get() + used_);
-  reinterpret_cast<Move*>(staging_.get())[n_moves_++] = {part.device + position * part.device_bytes, space_ + used_, part.device_bytes};
+  reinterpret_cast<Move*>(staging_.get())[n_moves_++] = {part.device + position * part.device_bytes, space_ + used_,
+                                                         part.device_bytes};
   used_ += cuda::device_row_bytes(part.type, part.cols);
 }
 
@@ -259,7 +273,8 @@ void Replacement::read_for_host(const Part& part, int row, int position) {
   const size_t at = host_rows_.size();
   host_rows_.resize(at + part.host_bytes);
   part.file->read(part.host - part.file->data() + row * part.host_bytes, &host_rows_[at], part.host_bytes);
-  host_moves_.push_back({part.file->writable(part.host + position * part.host_bytes, part.host_bytes), at, part.host_bytes});
+  host_moves_.push_back(
+      {part.file->writable(part.host + position * part.host_bytes, part.host_bytes), at, part.host_bytes});
 }
 
 }  // namespace pi

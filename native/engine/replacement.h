@@ -1,10 +1,11 @@
-// Online re-placement: neurons that are asked for more often than others on the GPU change places with them while the model
-// is served. A layer's GPU neurons stay its first ones; what changes is which of the file's neurons a position holds: its
-// rows of gate, up and down, their biases, and what the predictor scores it by. Nothing else in the engine knows.
+// Online re-placement: neurons that are asked for more often than others on the GPU change places with them while the
+// model is served. A layer's GPU neurons stay its first ones; what changes is which of the file's neurons a position
+// holds: its rows of gate, up and down, their biases, and what the predictor scores it by. Nothing else in the engine
+// knows.
 //
-// A batch of swaps goes through four hands, and no token waits for any of them: a thread of its own reads the rows from the
-// file and packs them; between two steps the copy to the GPU is started, on the queue that works beside them; between two
-// later ones, when it has arrived, one kernel puts the GPU's rows in place and the host copies its own.
+// A batch of swaps goes through four hands, and no token waits for any of them: a thread of its own reads the rows from
+// the file and packs them; between two steps the copy to the GPU is started, on the queue that works beside them;
+// between two later ones, when it has arrived, one kernel puts the GPU's rows in place and the host copies its own.
 #pragma once
 
 #include <condition_variable>
@@ -38,17 +39,18 @@ struct LayerSwap {
 class Replacement {
  public:
   // `space` holds swap_bytes() of the device's memory. All the arguments outlive it.
-  Replacement(std::shared_ptr<cuda::Device> device, const ModelWeights& weights, const DeviceModel& model, const GpuOptions& options,
-              std::span<MappedFile> files, uint8_t* space);
+  Replacement(std::shared_ptr<cuda::Device> device, const ModelWeights& weights, const DeviceModel& model,
+              const GpuOptions& options, std::span<MappedFile> files, uint8_t* space);
   ~Replacement();
   Replacement(const Replacement&) = delete;
   Replacement& operator=(const Replacement&) = delete;
 
   bool covers(int layer) const { return layers_[layer].resident > 0; }
-  // Counts what a row of decoding asked for: bit i of `mask` for position i. Layers in ascending order, one row after another.
+  // Counts what a row of decoding asked for: bit i of `mask` for position i. Layers in ascending order, one row after
+  // another.
   void count(int layer, const uint32_t* mask);
-  // Before a step, when nothing of the last one is still at work. Returns how many pairs of neurons changed places; waits for
-  // nothing. Throws when the device failed.
+  // Before a step, when nothing of the last one is still at work. Returns how many pairs of neurons changed places;
+  // waits for nothing. Throws when the device failed.
   int between_steps();
   // The same with these swaps, at once. They name no position twice. Throws where that cannot be.
   void swap(std::span<const LayerSwap> swaps);
@@ -68,10 +70,10 @@ class Replacement {
   struct Layer {
     int resident = 0;  // 0: not re-placed
     std::vector<Part> parts;
-    std::vector<int32_t> row;        // of the file, by position
-    std::vector<uint32_t> window;    // counts by position of the rows since the last window was closed
-    std::vector<uint32_t> closed;    // of that window, until the thread has added it to
-    std::vector<uint32_t> counts;    // the past, halved with every window
+    std::vector<int32_t> row;      // of the file, by position
+    std::vector<uint32_t> window;  // counts by position of the rows since the last window was closed
+    std::vector<uint32_t> closed;  // of that window, until the thread has added it to
+    std::vector<uint32_t> counts;  // the past, halved with every window
   };
   struct Planned {
     LayerSwap swap;

@@ -8,8 +8,8 @@ namespace {
 
 // Fewer times say nothing.
 constexpr uint32_t kLeast = 16;
-// Two equal neurons' counts differ by the root of their sum (standard deviation, were rows independent); of thousands of
-// them, the extremes by some four times that.
+// Two equal neurons' counts differ by the root of their sum (standard deviation, were rows independent); of thousands
+// of them, the extremes by some four times that.
 constexpr double kDeviations = 4;
 
 bool clearly_above(uint32_t host, uint32_t gpu) {
@@ -34,7 +34,8 @@ std::vector<Swap> choose_swaps(std::span<const uint32_t> counts, int resident) {
   std::stable_sort(here.begin(), here.end(), [&](int a, int b) { return counts[a] < counts[b]; });
   std::stable_sort(there.begin(), there.end(), [&](int a, int b) { return counts[a] > counts[b]; });
   std::vector<Swap> out;
-  for (size_t k = 0; k < std::min(here.size(), there.size()) && clearly_above(counts[there[k]], counts[here[k]]); ++k) out.push_back({here[k], there[k]});
+  for (size_t k = 0; k < std::min(here.size(), there.size()) && clearly_above(counts[there[k]], counts[here[k]]); ++k)
+    out.push_back({here[k], there[k]});
   return out;
 }
 

@@ -84,7 +84,7 @@ describe("which device", () => {
   it("is the GPU for an artifact that was placed for one, as it was placed", async () => {
     card(2 ** 33);
     const { gpu } = await opened(at("x.pi"));
-    expect(gpu).toMatchObject({ name: "test card", budget: placement().vramBudget, reduced: false });
+    expect(gpu).toMatchObject({ name: "test card", budget: placement().vramBudget, reduced: false, adapt: false });
     expect(gpu!.split.layers.map(({ neurons }) => neurons)).toEqual(placement().layers.map((l) => l.gpuNeurons));
     expect(gpu!.split.head).toBe(placement().head);
   });
@@ -195,7 +195,14 @@ describe("the memory promise", () => {
   it("says what would fit when the memory went to somebody else meanwhile", () => {
     card(5e6, 1e6);
     const memory = { weights: 8e6, predictors: 0, kv: 0, scratch: 1e6, context: 1e6, total: 1e7 };
-    const gpu = { name: "test card", split: { layers: [], head: true }, memory, budget: 1e7, reduced: false };
+    const gpu = {
+      name: "test card",
+      split: { layers: [], head: true },
+      memory,
+      budget: 1e7,
+      reduced: false,
+      adapt: false,
+    };
     expect(openingError("x.pi", new Error("no memory"), gpu)).toMatchObject({
       code: "E_VRAM",
       message:

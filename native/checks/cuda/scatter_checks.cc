@@ -13,7 +13,8 @@ const Check scattered("scatter: rows and numbers of any size, what lies beside t
     size_t word, bytes;
   } places[] = {{4, 16}, {13, 4}, {20, 4096}, {1045, 20}, {1060, 1040}, {1321, 4}, {1324, 12304}, {4404, 16}};
   std::vector<uint32_t> from(8192), to(8192);
-  for (size_t i = 0; i < from.size(); ++i) from[i] = static_cast<uint32_t>(i * 2654435761u), to[i] = static_cast<uint32_t>(i);
+  for (size_t i = 0; i < from.size(); ++i)
+    from[i] = static_cast<uint32_t>(i * 2654435761u), to[i] = static_cast<uint32_t>(i);
   const DeviceArray<uint32_t> source(from), target(to);
   std::vector<cuda::Move> moves;
   size_t read = 0;

@@ -55,10 +55,13 @@ std::string same_logits(const Shape& shape, unsigned where) {
     }
     const std::vector<float> expected = logits(alone, rows), found = logits(engine, rows);
     const double off = distance(expected, found, shape.vocab);
-    if (!(off <= (step % 3 == 2 ? of_prompts : tolerance))) return "step " + std::to_string(step) + ": logits differ by " + std::to_string(off);
+    if (!(off <= (step % 3 == 2 ? of_prompts : tolerance)))
+      return "step " + std::to_string(step) + ": logits differ by " + std::to_string(off);
     engine.swap_neurons(random_swaps(options, step == 3 ? 60 : 7, 100 + step));
   }
-  return engine.stats().gpu.swaps == uint64_t(shape.n_layers) * (5 * 7 + 60) ? "" : "swaps: " + std::to_string(engine.stats().gpu.swaps);
+  return engine.stats().gpu.swaps == uint64_t(shape.n_layers) * (5 * 7 + 60)
+             ? ""
+             : "swaps: " + std::to_string(engine.stats().gpu.swaps);
 }
 
 struct Case {
@@ -81,7 +84,9 @@ const std::vector<Case>& cases() {
 
 const std::vector<Check> equal = [] {
   std::vector<Check> out;
-  for (const Case& c : cases()) out.emplace_back("adapt: neurons change places, logits stay the CPU's: " + std::string(c.name), [&c] { return same_logits(c.shape, c.where); });
+  for (const Case& c : cases())
+    out.emplace_back("adapt: neurons change places, logits stay the CPU's: " + std::string(c.name),
+                     [&c] { return same_logits(c.shape, c.where); });
   return out;
 }();
 
@@ -105,7 +110,9 @@ const Check there_and_back("adapt: there and back gives the same bits, and the f
 });
 
 // For many steps.
-Shape small() { return {.dim = 32, .n_layers = 2, .n_heads = 2, .n_kv_heads = 1, .head_dim = 16, .n_neurons = 100, .rank = 16}; }
+Shape small() {
+  return {.dim = 32, .n_layers = 2, .n_heads = 2, .n_kv_heads = 1, .head_dim = 16, .n_neurons = 100, .rank = 16};
+}
 
 // Of the neurons that a step's rows ask for, those on the GPU.
 double gpu_share(Engine& engine, const Rows& rows) {
@@ -128,19 +135,22 @@ const Check drift("adapt: what is asked for moves to the GPU, while steps go on"
     after = gpu_share(engine, rows);
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
-  if (!(before < 0.6 && after >= 0.75)) return "the GPU's share went from " + std::to_string(before) + " to " + std::to_string(after);
+  if (!(before < 0.6 && after >= 0.75))
+    return "the GPU's share went from " + std::to_string(before) + " to " + std::to_string(after);
   const double off = distance(logits(alone, rows), logits(engine, rows), shape.vocab);
   return off <= 1e-3 ? std::string() : "logits differ by " + std::to_string(off);
 });
 
-const Check steady("adapt: nothing moves where nothing is asked for more than another, nor rows that ask for everything", [] {
-  Shape shape = small();
-  shape.threshold = -1e9f;
-  const TinyModel model(shape, 4);
-  Engine engine(adapting(model, 0.5, 0b1111));
-  for (int step = 0; step < 24; ++step) logits(engine, decoding(0, 32, step < 12 ? FfnMode::kPredictor : FfnMode::kExact));
-  return engine.stats().gpu.swaps == 0 ? std::string() : "swaps: " + std::to_string(engine.stats().gpu.swaps);
-});
+const Check steady(
+    "adapt: nothing moves where nothing is asked for more than another, nor rows that ask for everything", [] {
+      Shape shape = small();
+      shape.threshold = -1e9f;
+      const TinyModel model(shape, 4);
+      Engine engine(adapting(model, 0.5, 0b1111));
+      for (int step = 0; step < 24; ++step)
+        logits(engine, decoding(0, 32, step < 12 ? FfnMode::kPredictor : FfnMode::kExact));
+      return engine.stats().gpu.swaps == 0 ? std::string() : "swaps: " + std::to_string(engine.stats().gpu.swaps);
+    });
 
 const Check close_in_between("adapt: an engine may end whatever is under way", [] {
   const TinyModel model(small(), 5);
@@ -156,7 +166,8 @@ const Check budget("adapt: the memory that swaps pass through is counted, and no
   EngineOptions with = adapting(model, 0.5, 0b1111), without = with;
   without.gpu.adapt = false;
   const GpuMemory memory = gpu_memory(with), less = gpu_memory(without);
-  if (memory.scratch <= less.scratch || memory.weights != less.weights) return "scratch " + std::to_string(memory.scratch) + ", without " + std::to_string(less.scratch);
+  if (memory.scratch <= less.scratch || memory.weights != less.weights)
+    return "scratch " + std::to_string(memory.scratch) + ", without " + std::to_string(less.scratch);
   with.gpu.vram_bytes = memory.total();
   const size_t before = cuda::open_device().device->free_bytes();
   Engine engine(with);
@@ -188,14 +199,17 @@ const Check misuse("adapt: swaps of neurons that are not there are refused, and 
     }
     return false;
   };
-  if (!refused(engine, {2, {100, 150}}, "layer 2: neurons 100 and 150")) return std::string("a neuron of the host's as one of the GPU's");
-  if (!refused(engine, {1, {0, 99}}, "expected one of the GPU's 100")) return std::string("a neuron of the GPU's as one of the host's");
+  if (!refused(engine, {2, {100, 150}}, "layer 2: neurons 100 and 150"))
+    return std::string("a neuron of the host's as one of the GPU's");
+  if (!refused(engine, {1, {0, 99}}, "expected one of the GPU's 100"))
+    return std::string("a neuron of the GPU's as one of the host's");
   if (!refused(engine, {1, {0, 200}}, "layer 1: neurons 0 and 200")) return std::string("a neuron that is none");
   if (logits(engine, rows) != before) return std::string("something changed");
   EngineOptions off = options;
   off.gpu.adapt = false;
   Engine still(off);
-  return refused(still, {1, {0, 150}}, "re-placement is off") ? std::string() : std::string("neurons moved though it is off");
+  return refused(still, {1, {0, 150}}, "re-placement is off") ? std::string()
+                                                              : std::string("neurons moved though it is off");
 });
 
 }  // namespace

@@ -84,7 +84,7 @@ describe("which device", () => {
   it("is the GPU for an artifact that was placed for one, as it was placed", async () => {
     card(2 ** 33);
     const { gpu } = await opened(at("x.pi"));
-    expect(gpu).toMatchObject({ name: "test card", budget: placement().vramBudget, reduced: false, adapt: false });
+    expect(gpu).toMatchObject({ name: "test card", budget: placement().vramBudget, reduced: false });
     expect(gpu!.split.layers.map(({ neurons }) => neurons)).toEqual(placement().layers.map((l) => l.gpuNeurons));
     expect(gpu!.split.head).toBe(placement().head);
   });

@@ -8,16 +8,20 @@ namespace {
 constexpr int kThreads = 256;
 
 template <typename T>
-__device__ __forceinline__ void copy(const Move& move) {
-  const size_t n = move.bytes / sizeof(T);
-  for (size_t i = threadIdx.x; i < n; i += kThreads) static_cast<T*>(move.to)[i] = static_cast<const T*>(move.from)[i];
+__device__ __forceinline__ void copy(T* __restrict__ to, const T* __restrict__ from, int n) {
+#pragma unroll 4
+  for (int i = threadIdx.x; i < n; i += kThreads) to[i] = from[i];
 }
 
 __global__ void __launch_bounds__(kThreads) scatter_rows(Scatter a) {
   const Move move = a.moves[blockIdx.x];
-  const bool wide = ((reinterpret_cast<uintptr_t>(move.to) | reinterpret_cast<uintptr_t>(move.from) | move.bytes) %
-                     sizeof(uint4)) == 0;
-  wide ? copy<uint4>(move) : copy<uint32_t>(move);
+  const int words = static_cast<int>(move.bytes / sizeof(uint32_t));
+  if (((reinterpret_cast<uintptr_t>(move.to) | reinterpret_cast<uintptr_t>(move.from) | move.bytes) % sizeof(uint4)) ==
+      0) {
+    copy(static_cast<uint4*>(move.to), static_cast<const uint4*>(move.from), words / 4);
+  } else {
+    copy(static_cast<uint32_t*>(move.to), static_cast<const uint32_t*>(move.from), words);
+  }
 }
 
 }  // namespace

@@ -124,13 +124,12 @@ class EngineObject final : public Napi::ObjectWrap<EngineObject> {
   }
 
   static void run(Engine& engine, Step& step) {
-    const auto plain = [](const Choice& c) { return is_greedy(c) && c.top_logprobs == 0; };
-    step.batch.highest_only = !step.return_logits && !step.choices.empty() && std::all_of(step.choices.begin(), step.choices.end(), plain);
+    if (!step.return_logits && !step.choices.empty()) step.batch.choices = step.choices.data();
     step.out = engine.step(step.batch);
-    if (step.out.highest.empty()) {
+    if (step.out.chosen.empty()) {
       choose_all(engine, step);
     } else {
-      step.chosen = std::move(step.out.highest);
+      step.chosen = std::move(step.out.chosen);
     }
   }
 

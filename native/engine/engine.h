@@ -39,13 +39,12 @@ struct Batch {
   const int32_t* outputs = nullptr;
   int n_samples = 0;
   const int32_t* samples = nullptr;
-  // No logits are wanted but each output's highest token and its log probability.
-  bool highest_only = false;
+  const Choice* choices = nullptr;  // [n_outputs], where a token each is wanted and no logits
 };
 
 struct StepOutput {
-  const float* logits = nullptr;        // [n_outputs, vocab], valid until the next step; null where `highest` is filled
-  std::vector<Chosen> highest;          // [n_outputs], with highest_only where the head is a GPU's
+  const float* logits = nullptr;        // [n_outputs, vocab], valid until the next step; null where `chosen` is filled
+  std::vector<Chosen> chosen;           // [n_outputs], where a GPU has the head and chose by the batch's choices
   std::vector<uint16_t> hidden;         // f16 [n_layers, n_samples, dim]
   std::vector<uint8_t> contributions;   // [n_layers, n_samples, n_neurons]
 };
@@ -118,7 +117,7 @@ class Engine {
   // engine/hybrid.cc
   void open_gpu(GpuOptions options, KvShape kv);
   void step_beside_gpu(const Batch& batch, StepOutput& out);
-  void forward_beside_gpu(bool highest_only);
+  void forward_beside_gpu(std::span<const cuda::Draw> draws);
   void walk_beside_gpu();
   bool layer_beside_gpu(int layer, bool here);
   bool cold_ffn(int layer);

@@ -91,6 +91,7 @@ GpuHalf::GpuHalf(std::shared_ptr<cuda::Device> device, const GpuModelView& model
       highest_(device_),
       log_sums_(device_),
       tokens_(device_),
+      draws_(device_),
       counters_(device_),
       end_(device_->event()),
       stamps_(device_) {
@@ -148,10 +149,11 @@ void GpuHalf::start(const GpuStep& step) {
   ++number_;
   write_state(step);
   if (options_.head) reserve_outputs(step.outputs.size());
+  std::copy(step.draws.begin(), step.draws.end(), draws_.data());
   count_bytes();
   traffic_ = {};
   if (recordable(step)) {
-    const ProgramKey key{step.n, step.highest_only};
+    const ProgramKey key{step.n, !step.draws.empty()};
     std::unique_ptr<cuda::Program>& program = programs_[key];
     if (!program) {
       device_->begin_recording();
@@ -175,7 +177,7 @@ void GpuHalf::reserve_outputs(size_t n) {
   if (n <= tokens_.size()) return;
   programs_.clear();  // they write to the old ones
   logits_.grow(n * c_.vocab);
-  highest_.grow(n), log_sums_.grow(n), tokens_.grow(n);
+  highest_.grow(n), log_sums_.grow(n), tokens_.grow(n), draws_.grow(n);
 }
 
 // What of weights and KV the step's rows of decoding read, but for neurons, which are counted where they are chosen.

@@ -27,7 +27,7 @@ struct GpuStep {
   std::span<const int32_t* const> blocks;  // block table of each row
   std::span<const FfnMode> modes;
   std::span<const int32_t> outputs;
-  bool highest_only = false;  // tokens and their log probabilities instead of logits
+  std::span<const cuda::Draw> draws;  // of the outputs, where tokens and their log probabilities are wanted; empty: logits
 };
 
 struct GpuModelView {
@@ -115,7 +115,7 @@ class GpuHalf {
   // Ends a step that the host cannot finish.
   void abandon() noexcept;
 
-  // Logits [outputs, vocab]; with highest_only instead a token each, and its log probability.
+  // Logits [outputs, vocab]; with draws instead a token each, and its log probability.
   const float* logits() const { return logits_.data(); }
   int32_t token(int output) const { return tokens_.data()[output]; }
   float logprob(int output) const { return highest_.data()[output] - log_sums_.data()[output]; }
@@ -127,7 +127,7 @@ class GpuHalf {
   // What a recorded program's launches depend on.
   struct ProgramKey {
     int rows;
-    bool highest_only;
+    bool draws;
     auto operator<=>(const ProgramKey&) const = default;
   };
 
@@ -170,6 +170,7 @@ class GpuHalf {
   PinnedBuffer<uint8_t> state_memory_;
   PinnedBuffer<float> logits_, highest_, log_sums_;
   PinnedBuffer<int32_t> tokens_;
+  PinnedBuffer<cuda::Draw> draws_;
   PinnedBuffer<unsigned long long> counters_;
   std::unique_ptr<cuda::Event> end_;
   std::map<ProgramKey, std::unique_ptr<cuda::Program>> programs_;

@@ -174,7 +174,7 @@ void GpuHalf::merge(int layer) {
   if (from_host || !to_gpu) count_transfer(sizeof(float) * step_.n * c_.dim);
 }
 
-// Logits of the output rows, or their highest tokens, to page-locked memory.
+// Logits of the output rows, or their tokens, to page-locked memory.
 void GpuHalf::head() {
   const int n = static_cast<int>(step_.outputs.size());
   for (int begin = 0; begin < n; begin += kOutputRows) {
@@ -187,8 +187,8 @@ void GpuHalf::head() {
       norm(m_.norm, s_.x + size_t(row) * c_.dim, out, run);
     }
     k_.project(device_->stream(), {{{m_.head, m_.head_bias, s_.logits}, {}, {}}, s_.out, count, false, false});
-    if (step_.highest_only) {
-      k_.highest(device_->stream(), {s_.logits, count, c_.vocab, nullptr, tokens_.data() + begin, highest_.data() + begin, log_sums_.data() + begin, s_.highest_work});
+    if (!step_.draws.empty()) {
+      k_.highest(device_->stream(), {s_.logits, count, c_.vocab, draws_.data() + begin, tokens_.data() + begin, highest_.data() + begin, log_sums_.data() + begin, s_.highest_work});
       count_transfer(3 * sizeof(float) * count);
     } else {
       const size_t bytes = sizeof(float) * count * c_.vocab;

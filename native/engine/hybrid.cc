@@ -85,30 +85,35 @@ void Engine::step_beside_gpu(const Batch& batch, StepOutput& out) {
   if (batch.n_samples > 0) refuse_gpu("samples");
   Rows all;
   all.set(batch);
-  const bool highest_only = batch.highest_only && gpu_->has_head();
+  const bool choosing = batch.choices && gpu_->has_head() && std::all_of(batch.choices, batch.choices + batch.n_outputs, is_plain);
   const std::vector<Piece> cut = pieces(all.n, all.n_decode, gpu_->max_rows());
-  if (highest_only) out.highest.resize(batch.n_outputs);
-  if (cut.size() > 1 && !highest_only) grow(step_logits_, size_t(batch.n_outputs) * c_.vocab);
+  if (choosing) out.chosen.resize(batch.n_outputs);
+  if (cut.size() > 1 && !choosing) grow(step_logits_, size_t(batch.n_outputs) * c_.vocab);
   for (const Piece& piece : cut) {
     std::vector<int> which;
     rows_ = all.piece(piece.begin, piece.count, which);
-    forward_beside_gpu(highest_only);
+    std::vector<cuda::Draw> draws;
+    for (size_t i = 0; choosing && i < which.size(); ++i) {
+      const Choice& choice = batch.choices[which[i]];
+      draws.push_back({choice.temperature, rows_.positions[rows_.outputs[i]], choice.seed});
+    }
+    forward_beside_gpu(draws);
     const float* logits = gpu_->has_head() ? gpu_->logits() : logits_.data();
     for (size_t i = 0; i < which.size(); ++i) {
-      if (highest_only) {
-        out.highest[which[i]] = {gpu_->token(static_cast<int>(i)), gpu_->logprob(static_cast<int>(i)), {}, {}};
+      if (choosing) {
+        out.chosen[which[i]] = {gpu_->token(static_cast<int>(i)), gpu_->logprob(static_cast<int>(i)), {}, {}};
       } else if (cut.size() > 1) {
         std::copy_n(logits + i * c_.vocab, c_.vocab, &step_logits_[size_t(which[i]) * c_.vocab]);
       }
     }
-    if (!highest_only) out.logits = cut.size() > 1 ? step_logits_.data() : logits;
+    if (!choosing) out.logits = cut.size() > 1 ? step_logits_.data() : logits;
   }
 }
 
-void Engine::forward_beside_gpu(bool highest_only) {
+void Engine::forward_beside_gpu(std::span<const cuda::Draw> draws) {
   reserve();
   if (replacement_) stats_.gpu.swaps += replacement_->between_steps();
-  gpu_->start({rows_.n, rows_.n_decode, rows_.positions, rows_.blocks, rows_.modes, rows_.outputs, highest_only});
+  gpu_->start({rows_.n, rows_.n_decode, rows_.positions, rows_.blocks, rows_.modes, rows_.outputs, draws});
   try {
     walk_beside_gpu();
     gpu_->finish();

@@ -115,8 +115,10 @@ int32_t pick(const float* logits, int vocab, const Choice& c, int position) {
 
 }  // namespace
 
-bool is_greedy(const Choice& c) {
-  return c.target < 0 && c.temperature <= 0 && c.repetition_penalty == 1 && c.presence_penalty == 0 && c.frequency_penalty == 0 && c.n_logit_bias == 0;
+bool is_plain(const Choice& c) {
+  const bool penalties = c.repetition_penalty != 1 || c.presence_penalty != 0 || c.frequency_penalty != 0;
+  const bool cut = c.temperature > 0 && (c.top_k > 0 || c.top_p < 1 || c.min_p > 0);
+  return c.target < 0 && !penalties && !cut && c.n_logit_bias == 0 && c.top_logprobs == 0;
 }
 
 Chosen choose(const float* logits, int vocab, const Choice& choice, int position) {

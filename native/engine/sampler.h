@@ -28,8 +28,8 @@ struct Chosen {
   std::vector<float> top_logprobs;
 };
 
-// True when the highest logit alone decides.
-bool is_greedy(const Choice& choice);
+// True when temperature alone decides, and nothing but the token and its log probability is wanted.
+bool is_plain(const Choice& choice);
 
 // Chooses from logits [vocab]. Order: logit bias, penalties, temperature, top-k, top-p, min-p, as vLLM and Hugging Face
 // do. The draw depends on (seed, position) alone. Log probabilities are those of the unmodified logits.

@@ -262,7 +262,7 @@ const std::vector<Check> failing = [] {
   return out;
 }();
 
-const Check greedy("hybrid: the highest token alone is that of the logits", [] {
+const Check chosen("hybrid: a token chosen where the logits are is the one that the CPU would choose", [] {
   const Shape shape;
   const TinyModel model(shape, 6);
   EngineOptions options = model.options();
@@ -274,13 +274,17 @@ const Check greedy("hybrid: the highest token alone is that of the logits", [] {
     rows.add(1, i, FfnMode::kExact);
     const std::vector<float> all = logits(engine, rows);
     Batch batch = rows.batch();
-    batch.highest_only = true;
+    Choice choices[2];
+    choices[1].temperature = 0.7f, choices[1].seed = 5 + i;
+    batch.choices = choices;
     const StepOutput out = engine.step(batch);
     for (int row = 0; row < 2; ++row) {
-      const Chosen expected = choose(&all[row * shape.vocab], shape.vocab, Choice{}, i);
-      if (out.highest[row].token != expected.token) return std::string("another token");
-      if (std::fabs(out.highest[row].logprob - expected.logprob) > 1e-4f) return std::string("another probability");
+      const Chosen expected = choose(&all[row * shape.vocab], shape.vocab, choices[row], i);
+      if (out.chosen[row].token != expected.token) return std::string("another token");
+      if (std::fabs(out.chosen[row].logprob - expected.logprob) > 1e-4f) return std::string("another probability");
     }
+    choices[0].top_k = 3, choices[0].temperature = 1;
+    if (!engine.step(batch).chosen.empty()) return std::string("a choice among few was made on the GPU");
   }
   return std::string();
 });

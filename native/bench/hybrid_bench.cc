@@ -109,7 +109,8 @@ class Sequence {
     b.tokens = tokens.data(), b.positions = positions.data(), b.sequences = sequences.data();
     b.block_tables = blocks_.data(), b.blocks_per_sequence = static_cast<int>(blocks_.size());
     b.modes = modes.data(), b.prefill = prefill.data();
-    b.n_outputs = 1, b.outputs = &output, b.highest_only = true;
+    const Choice greedy;
+    b.n_outputs = 1, b.outputs = &output, b.choices = &greedy;
     const double began = Trace::now();
     engine_.step(b);
     return Trace::now() - began;

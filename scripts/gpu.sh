@@ -47,7 +47,7 @@ for phase in ${phases//,/ }; do
   [[ $known == *",$phase,"* ]] || usage "--phases: expected some of ${known//,/ }, got $phase"
 done
 mkdir -p "$out/phases" || exit 1
-export PI_DEVICE=$device PATH=$PATH:/usr/local/cuda/bin
+export PI_DEVICE=$device PATH=$PATH:/usr/local/cuda/bin LC_ALL=C
 programs=$build/Release
 
 # ------------------------------------------------------------------------------------------------------------------ JSON

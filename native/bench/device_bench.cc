@@ -1,4 +1,4 @@
-// Kernels of decoding on the GPU, in GB/s of weights, and as a share of what the device reads at best.
+// Kernels on the GPU: of decoding in GB/s of weights, and as a share of what the device reads at best; products of prompts.
 //   PI_DEVICE=cuda build/Release/pi_device_bench [megabytes of weights] [dim] [neurons]
 // Without shapes those of models of 7 and 13 billion parameters; on the emulator tiny ones, whose speed means nothing.
 // Weights are read from memory, not from L2: a pass goes through all of them before it comes back. Best of several
@@ -16,6 +16,7 @@
 #include "cuda/device.h"
 #include "cuda/kernels.h"
 #include "cuda/layout.h"
+#include "cuda/workspace.h"
 
 namespace pi::bench {
 namespace {
@@ -25,6 +26,8 @@ using namespace pi::cuda;
 struct Shape {
   int dim, neurons;
 };
+
+const char* type_name(DType type) { return type == DType::kF16 ? "f16" : type == DType::kQ8_0 ? "q8_0" : "q4_0"; }
 
 constexpr int kPasses = 7, kParts = 16, kMostRows = 8;
 
@@ -64,6 +67,13 @@ class Bench {
       for (int rows : {1, kMostRows}) project(shape, type, rows);
       for (int percent : {5, 10, 100}) ffn(shape, type, percent, 1);
       ffn(shape, type, 100, kMostRows);
+    }
+  }
+  // Products of prompts, in 10^12 floating-point operations a second.
+  void run_prompts(const Shape& shape, int rows) {
+    for (DType type : {DType::kF16, DType::kQ8_0, DType::kQ4_0}) {
+      gemm("gemm", shape, type, rows, false);
+      gemm("gemm, transposed", shape, type, rows, true);
     }
   }
   void print_json() const {
@@ -116,7 +126,7 @@ class Bench {
   }
 
   void report(const char* kernel, const Shape& shape, DType type, int rows, double bytes, double seconds) {
-    const char* const name = type == DType::kF16 ? "f16" : "q4_0";
+    const char* const name = type_name(type);
     const double speed = bytes / seconds / 1e9;
     std::printf("%-22s %-5s %6d %5d %4d %10.2f %10.2f %8.1f %5.0f%%\n", kernel, name, shape.dim, shape.neurons, rows,
                 bytes / 1e6, seconds * 1e6, speed, 100 * speed / bandwidth_);
@@ -159,6 +169,30 @@ class Bench {
            seconds / count);
   }
 
+  void gemm(const char* kernel, const Shape& shape, DType type, int rows, bool transposed) {
+    const size_t count = std::min<size_t>(sets(type, shape.neurons, shape.dim, 1), 4);
+    const DeviceMatrix w = matrix(type, shape.neurons, shape.dim, 0);
+    float* const x = device_array(device_, std::vector<float>(size_t(rows) * std::max(shape.dim, shape.neurons), 1.0f));
+    float* const y = device_array<float>(device_, size_t(rows) * std::max(shape.dim, shape.neurons));
+    uint8_t* const workspace = device_array<uint8_t>(device_, gemm_workspace(w, transposed, rows));
+    const double seconds = best([&] {
+      for (size_t set = 0; set < count; ++set) {
+        Gemm a;
+        a.w = matrix(type, shape.neurons, shape.dim, set), a.transposed = transposed;
+        a.x = x, a.y = y, a.rows = rows, a.workspace = workspace;
+        k_.gemm(device_.stream(), a);
+      }
+    });
+    for (void* memory : {static_cast<void*>(x), static_cast<void*>(y), static_cast<void*>(workspace)}) device_.free(memory);
+    const double teraflops = 2.0 * rows * shape.dim * shape.neurons * count / seconds / 1e12;
+    std::printf("%-22s %-5s %6d %5d %4d %10.2f us, %.2f TFLOP/s\n", kernel, type_name(type), shape.dim, shape.neurons, rows,
+                seconds / count * 1e6, teraflops);
+    char line[256];
+    std::snprintf(line, sizeof line, ",{\"kernel\":\"%s\",\"type\":\"%s\",\"dim\":%d,\"neurons\":%d,\"rows\":%d,\"us\":%.3f,\"TFLOPs\":%.4f}",
+                  kernel, type_name(type), shape.dim, shape.neurons, rows, seconds / count * 1e6, teraflops);
+    json_ += line;
+  }
+
   // `percent` of the neurons, evenly spread, all of which fire; as many disjoint lists as there are.
   void ffn(const Shape& shape, DType type, int percent, int rows) {
     const int n = shape.neurons, lists = 100 / percent;
@@ -185,7 +219,7 @@ class Bench {
                    k_.neurons(device_.stream(), a);
                    if (with_down)
                      k_.down(device_.stream(),
-                             {matrix(type, n, shape.dim, 3 * layer + 2), nullptr, active, act, n, rows, kParts, parts});
+                             {matrix(type, n, shape.dim, 3 * layer + 2), active, act, n, rows, kParts, parts});
                  }
                }
              }) /
@@ -225,7 +259,10 @@ int run(int argc, char** argv) {
     shapes = {{256, 512}};
   }
   Bench bench(*opened.device, megabytes);
-  for (const Shape& shape : shapes) bench.run(shape);
+  for (const Shape& shape : shapes) {
+    bench.run(shape);
+    for (int rows : emulated ? std::vector<int>{16} : std::vector<int>{32, 128, 512}) bench.run_prompts(shape, rows);
+  }
   bench.print_json();
   return 0;
 }

@@ -109,8 +109,8 @@ class Sequence {
     b.tokens = tokens.data(), b.positions = positions.data(), b.sequences = sequences.data();
     b.block_tables = blocks_.data(), b.blocks_per_sequence = static_cast<int>(blocks_.size());
     b.modes = modes.data(), b.prefill = prefill.data();
-    const Choice greedy;
-    b.n_outputs = 1, b.outputs = &output, b.choices = &greedy;
+    const Choice highest{};
+    b.n_outputs = 1, b.outputs = &output, b.choices = &highest;
     const double began = Trace::now();
     engine_.step(b);
     return Trace::now() - began;
@@ -189,18 +189,19 @@ std::string json(const Arguments& a, const std::string& name, size_t budget, con
   LayerStats sums;
   for (const LayerStats& layer : m.stats.layers) sums.add(layer);
   const double neurons = std::max<double>(1, static_cast<double>(sums.rows) * shape_of(a).n_neurons);
-  std::string out = format("{\"run\":\"%s\",\"tokensPerSecond\":%.3f,\"medianTokenSeconds\":%.6f,\"promptTokensPerSecond\":%.3f,\"bytesPerToken\":%.0f,\"bytesPerSecond\":%.0f",
-                           name.c_str(), n / m.seconds, m.median, a.prompt / m.prompt_seconds, all / n, all / m.seconds);
+  std::string out = format("{\"run\":\"%s\",\"tokensPerSecond\":%.3f,\"medianTokenSeconds\":%.6f,\"promptTokensPerSecond\":%.3f", name.c_str(),
+                           n / m.seconds, m.median, a.prompt / m.prompt_seconds);
+  out += format(",\"bytesPerToken\":%.0f,\"bytesPerSecond\":%.0f", all / n, all / m.seconds);
   out += format(",\"predictedShare\":%.4f,\"firedShare\":%.4f", sums.predicted / neurons, sums.active / neurons);
   if (gpu.layers.empty()) return out + "}";
   const auto attention = std::count_if(gpu.layers.begin(), gpu.layers.end(), [](const LayerSplit& l) { return l.attention; });
-  out += format(",\"budgetBytes\":%zu,\"deviceBytes\":{\"weights\":%zu,\"predictors\":%zu,\"kv\":%zu,\"scratch\":%zu,\"context\":%zu}", budget, m.memory.weights,
-                m.memory.predictors, m.memory.kv, m.memory.scratch, m.memory.context);
+  out += format(",\"budgetBytes\":%zu,\"deviceBytes\":{\"weights\":%zu,\"predictors\":%zu,\"kv\":%zu,\"scratch\":%zu,\"context\":%zu}", budget,
+                m.memory.weights, m.memory.predictors, m.memory.kv, m.memory.scratch, m.memory.context);
   out += format(",\"attentionLayers\":%d,\"head\":%s,\"neuronsPerLayer\":%d", static_cast<int>(attention), gpu.head ? "true" : "false", gpu.layers[0].neurons);
   out += format(",\"gpuShareOfNeurons\":%.4f,\"gpuShareOfFired\":%.4f,\"gpuBytesPerSecond\":%.0f", asked > 0 ? g.gpu_neurons / asked : 0.0,
                 g.gpu_fired + g.cpu_fired > 0 ? static_cast<double>(g.gpu_fired) / (g.gpu_fired + g.cpu_fired) : 0.0, device / m.seconds);
-  out += format(",\"waitsPerToken\":%.2f,\"waitShare\":%.4f,\"transfersPerToken\":%.2f,\"transferBytesPerToken\":%.0f,\"launchesPerToken\":%.2f", g.waits / n,
-                g.wait_seconds / m.seconds, g.transfers / n, g.transfer_bytes / n, g.launches / n);
+  out += format(",\"waitsPerToken\":%.2f,\"waitShare\":%.4f,\"launchesPerToken\":%.2f", g.waits / n, g.wait_seconds / m.seconds, g.launches / n);
+  out += format(",\"transfersPerToken\":%.2f,\"transferBytesPerToken\":%.0f", g.transfers / n, g.transfer_bytes / n);
   return out + (m.overlap < 0 ? ",\"overlap\":null}" : format(",\"overlap\":%.4f}", m.overlap));
 }
 
@@ -227,8 +228,12 @@ int run(int argc, char** argv) {
   const std::string backend = opened.device ? opened.device->info().backend : "none";
   const double began = Trace::now();
   const PlantedModel model(shape, a.folder, a.threads);
-  std::printf("%s %s, %.0f %% of neurons: %.2f GB, made in %.1f s; GPU %s; %d threads\n", a.shape.c_str(), a.type.c_str(), 100 * a.active, model.bytes() / 1e9,
-              Trace::now() - began, device.c_str(), a.threads);
+  std::printf("%s %s, %.0f %% of neurons: %.2f GB, made in %.1f s; ", a.shape.c_str(), a.type.c_str(), 100 * a.active, model.bytes() / 1e9, Trace::now() - began);
+  std::printf("GPU %s; %d threads\n", device.c_str(), a.threads);
+  const std::string about =
+      format("{\"bench\":\"hybrid\",\"device\":\"%s\",\"backend\":\"%s\",\"shape\":\"%s\",\"type\":\"%s\",\"active\":%.4f", device.c_str(),
+             backend.c_str(), a.shape.c_str(), a.type.c_str(), a.active) +
+      format(",\"modelBytes\":%zu,\"threads\":%d,\"tokens\":%d,\"prompt\":%d,\"runs\":[", model.bytes(), a.threads, a.tokens, a.prompt);
   std::string runs;
   bool failed = false;
   for (int budget : budgets) {
@@ -243,9 +248,10 @@ int run(int argc, char** argv) {
       const GpuOptions gpu = options.gpu;
       const Measured m = measure(a, std::move(options));
       std::printf("%-4s %8.2f tokens/s, prompt %8.1f tokens/s", name_of(budget).c_str(), a.tokens / m.seconds, a.prompt / m.prompt_seconds);
-      const double asked = static_cast<double>(m.stats.gpu.gpu_neurons + m.stats.gpu.cpu_neurons);
-      if (budget > 0) std::printf(", GPU %.1f %% of neurons, overlap %.0f %%", asked > 0 ? 100 * m.stats.gpu.gpu_neurons / asked : 0.0, std::max(0.0, 100 * m.overlap));
-      std::printf("\n");
+      const GpuStats& g = m.stats.gpu;
+      const double asked = std::max<double>(1, static_cast<double>(g.gpu_neurons + g.cpu_neurons));
+      if (budget > 0) std::printf(", GPU %.1f %% of neurons", 100 * g.gpu_neurons / asked);
+      std::printf(m.overlap < 0 ? "\n" : ", overlap %.0f %%\n", 100 * m.overlap);
       result = json(a, name_of(budget), bytes, gpu, m);
     } catch (const std::exception& error) {
       failed = true;
@@ -255,8 +261,7 @@ int run(int argc, char** argv) {
       result = format("{\"run\":\"%s\",\"error\":\"%s\"}", name_of(budget).c_str(), what.c_str());
     }
     runs += (runs.empty() ? "" : ",") + result;
-    std::printf("{\"bench\":\"hybrid\",\"device\":\"%s\",\"backend\":\"%s\",\"shape\":\"%s\",\"type\":\"%s\",\"active\":%.4f,\"modelBytes\":%zu,\"threads\":%d,\"tokens\":%d,\"prompt\":%d,\"runs\":[%s]}\n",
-                device.c_str(), backend.c_str(), a.shape.c_str(), a.type.c_str(), a.active, model.bytes(), a.threads, a.tokens, a.prompt, runs.c_str());
+    std::printf("%s%s]}\n", about.c_str(), runs.c_str());
     std::fflush(stdout);
   }
   return failed ? 1 : 0;

@@ -1,7 +1,7 @@
 import { spawnSync } from "node:child_process";
-import { chmod, mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { chmod, mkdir, mkdtemp, readFile, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 
 const root = join(import.meta.dirname, "../..");
@@ -30,12 +30,17 @@ async function gpu(out: string, ...args: string[]) {
   return { status, stderr, results };
 }
 
-/** A build folder whose program of checks does what the shell script says. */
+/** A program that does what the shell script says. */
+async function program(path: string, script: string): Promise<string> {
+  await mkdir(dirname(path), { recursive: true });
+  await writeFile(path, `#!/bin/sh\n${script}\n`);
+  await chmod(path, 0o755);
+  return path;
+}
+
+/** A build folder with such a program of checks. */
 async function build(name: string, script: string): Promise<string> {
-  const programs = join(folder, name, "Release");
-  await mkdir(programs, { recursive: true });
-  await writeFile(join(programs, "pi_device_checks"), `#!/bin/sh\n${script}\n`);
-  await chmod(join(programs, "pi_device_checks"), 0o755);
+  await program(join(folder, name, "Release/pi_device_checks"), script);
   return join(folder, name);
 }
 
@@ -98,6 +103,48 @@ describe("scripts/gpu.sh", () => {
     const { status, results } = await gpu("none", "--build", join(folder, "nowhere"), "--phases", "splits,kernels");
     expect(status).toBe(1);
     expect(results.phases["splits"]!.reason).toContain("--phases build");
+  });
+
+  it("gives llama.cpp as many layers as keep to the budget, PowerInfer the budget", { timeout: 30_000 }, async () => {
+    const [used, looks, model] = ["used", "looks", "model.gguf"].map((name) => join(folder, name)) as [
+      string,
+      string,
+      string,
+    ];
+    await writeFile(used, "1000");
+    await writeFile(looks, "");
+    await writeFile(model, "");
+    await truncate(model, 3_600_000_000);
+    await program(join(folder, "bin/nvidia-smi"), `cat ${used}; echo >>${looks}`);
+    // 100 MiB a layer, until somebody has seen it: the second look from now began after now.
+    const llama = await program(
+      join(folder, "llama-bench"),
+      `while [ "$1" != -ngl ]; do shift; done
+      seen() { wc -l <${looks}; }
+      echo $((1000 + $2 * 100)) >${used}; before=$(seen)
+      until [ $(seen) -ge $((before + 2)) ]; do sleep 0.05; done
+      echo 1000 >${used}
+      echo "[ { \\"n_gen\\": 64, \\"avg_ts\\": $2.25 } ]"`,
+    );
+    const powerInfer = await program(
+      join(folder, "main"),
+      `echo "llama_print_timings: prompt eval time = 1 ms / 4 tokens (0.2 ms per token, 99.00 tokens per second)"
+      echo "llama_print_timings:        eval time = 2 ms / 64 runs (0.3 ms per token, 42.50 tokens per second) $*"`,
+    );
+    const out = join(folder, "peers");
+    const budget = 500 << 20;
+    const options = ["--phases", "peers", "--out", out, "--peer-budget", `${budget}`, "--llama-bench", llama];
+    options.push("--llama-model", model, "--powerinfer", powerInfer, "--powerinfer-model", model);
+    const env = { ...process.env, PATH: `${join(folder, "bin")}:${process.env["PATH"]}` };
+    const { status } = spawnSync(join(root, "scripts/gpu.sh"), options, { encoding: "utf8", env });
+    expect(status).toBe(0);
+    const { phases } = JSON.parse(await readFile(join(out, "results.json"), "utf8")) as Results;
+    const both = { model: "model.gguf", budgetBytes: budget };
+    expect(phases["peers"]!.results).toEqual([
+      { name: "PowerInfer", ...both, gpuBytes: 0, tokensPerSecond: 42.5 },
+      { name: "llama.cpp", ...both, gpuBytes: budget, tokensPerSecond: 5.25, gpuLayers: 5 },
+    ]);
+    expect(await readFile(join(out, "peers-powerinfer.log"), "utf8")).toContain("--vram-budget 0.48828");
   });
 
   it.each([

@@ -89,6 +89,13 @@ describe("which device", () => {
     expect(gpu!.split.head).toBe(placement().head);
   });
 
+  it("has room for neurons that change places, where some may, within the same budget", async () => {
+    card(2 ** 33);
+    const [still, adapting] = [await opened(at("x.pi")), await opened(at("x.pi"), { adapt: true })];
+    expect(adapting.gpu).toMatchObject({ adapt: true, budget: still.gpu!.budget });
+    expect(adapting.gpu!.memory.scratch).toBeGreaterThan(still.gpu!.memory.scratch);
+  });
+
   it("is the CPU where there is no GPU, with the reason where one was placed for", async () => {
     pretend({ found: false, reason: "no NVIDIA driver is loaded" });
     expect(await opened(at("x.pi"))).toEqual({ missing: "no GPU: no NVIDIA driver is loaded" });

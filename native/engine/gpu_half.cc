@@ -24,6 +24,10 @@ const GpuOptions& checked(const GpuOptions& options, const ModelConfig& config, 
     if (split.predictor && !has) throw std::runtime_error(at + "no predictor to put on the GPU");
     if (has && split.neurons > 0 && !split.predictor) throw std::runtime_error(at + "GPU neurons need the layer's predictor there too");
   }
+  if (config.head_dim % 8 != 0 || config.head_dim > 256) {
+    throw std::runtime_error("GPU: expected heads of a multiple of 8 elements, at most 256, got " + std::to_string(config.head_dim));
+  }
+  if (config.dim > 16384) throw std::runtime_error("GPU: expected a stream of at most 16384 elements, got " + std::to_string(config.dim));
   if (options.max_rows < 1) throw std::runtime_error("GPU split: expected at least one row of scratch");
   return options;
 }

@@ -24,7 +24,6 @@ struct Rows {
     tokens.push_back((position * 37 + sequence * 11 + 5) % 96);
     positions.push_back(position);
     sequences.push_back(sequence);
-    prompt = false;
     modes.push_back(static_cast<uint8_t>(prompt ? FfnMode::kDense : mode));
     prefill.push_back(prompt);
   }

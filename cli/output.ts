@@ -57,7 +57,8 @@ export class ProgressLine {
   }
 
   show(p: Progress): void {
-    if (p.label !== this.#last?.label) this.#begin(p);
+    // The same thing again has a rate of its own.
+    if (p.label !== this.#last?.label || p.done < this.#last.done) this.#begin(p);
     this.#last = p;
     const now = this.#now();
     if (now - this.#drawn < (this.#live ? REDRAW_MS : LOG_MS)) return;

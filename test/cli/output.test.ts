@@ -92,6 +92,20 @@ describe("ProgressLine", () => {
     expect(text()).toBe("");
   });
 
+  it("starts the clock anew when the same begins again", () => {
+    const { line, clock, text } = fake(false);
+    const compare = (done: number) => line.show({ label: "compare", done, total: 100, unit: "tokens" });
+    compare(0);
+    clock.ms = 50_000;
+    compare(100);
+    compare(50);
+    clock.ms = 60_000;
+    compare(100);
+    line.finish();
+    expect(text()).toContain("compare: 100%, 100 tokens, 2 tokens/s");
+    expect(text()).toContain("compare: 100%, 100 tokens, 5 tokens/s");
+  });
+
   it("starts the clock anew with each label", () => {
     vi.stubEnv("NO_COLOR", "1");
     vi.stubEnv("TERM", "xterm");

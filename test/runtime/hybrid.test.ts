@@ -13,8 +13,8 @@ import { FFN_MODE, native, type Engine, type GpuOptions } from "../../native/ind
 process.env["PI_DEVICE"] = "emulated";
 
 const CHECKPOINT = fileURLToPath(new URL("../../examples/pi-tale-7m", import.meta.url));
-/** Of greedy text; PI_HYBRID_TOKENS=256 for the whole length, which takes the emulator some minutes. */
-const TOKENS = Number(process.env["PI_HYBRID_TOKENS"] ?? 48);
+/** Of greedy text. */
+const TOKENS = 256;
 const PROMPT = [1, 290, 411, 1205, 300, 87, 610];
 
 let folder: string;

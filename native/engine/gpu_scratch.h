@@ -14,7 +14,6 @@ constexpr int kDecodeRows = 32;
 // Logits that are computed together, and what sums are cut into whatever the device: results depend on neither it nor timing.
 constexpr int kOutputRows = 32;
 constexpr int kDownParts = 8;
-constexpr int kPositionsOfSplit = 128;  // at least
 
 // Pieces that a row's positions are cut into: more where few heads would leave multiprocessors idle.
 constexpr int attention_splits(int kv_heads) { return kv_heads >= 32 ? 8 : kv_heads >= 8 ? 16 : 32; }

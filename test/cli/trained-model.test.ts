@@ -6,6 +6,7 @@ import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import type { PredictorMetrics } from "../../formats/predictors.ts";
 import { budgetFor } from "../place/working-dir.ts";
+import { HARDWARE } from "../train-predictor/hardware.ts";
 import { piJson } from "./pi.ts";
 
 const example = (name: string): string => fileURLToPath(new URL(`../../examples/${name}`, import.meta.url));
@@ -23,7 +24,13 @@ beforeAll(async () => {
   const corpus = ["--corpus", example("corpus.txt"), "--tokens", "40000", "--samples", "8000"];
   const { layers } = await piJson<{ layers: { idle: number }[] }>(["profile", work, ...corpus]);
   idle = layers.map((layer) => layer.idle);
-  ({ metrics: predictors } = await piJson<{ metrics: PredictorMetrics[] }>(["train-predictor", work]));
+  ({ metrics: predictors } = await piJson<{ metrics: PredictorMetrics[] }>([
+    "train-predictor",
+    work,
+    // Not this machine's costs, which change with its neighbours, and the choice with them.
+    "--hardware",
+    HARDWARE,
+  ]));
   await piJson(["place", work, "--vram", String(await budgetFor(work, 0.5)), "-o", artifact]);
 }, 600_000);
 afterAll(() => rm(dir, { recursive: true }));

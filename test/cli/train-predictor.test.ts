@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { TrainPredictorResult } from "../../train-predictor/train-predictor.ts";
 import { TINY, writeTinyModel } from "../profile/tiny-model.ts";
+import { HARDWARE } from "../train-predictor/hardware.ts";
 import { inProcess } from "./in-process.ts";
 import { pi, piJson } from "./pi.ts";
 
@@ -31,6 +32,8 @@ const usual = () => [
   "2",
   "--dtype",
   "q8_0",
+  "--hardware",
+  HARDWARE,
 ];
 
 describe("pi train-predictor", () => {

@@ -151,27 +151,25 @@ bool GpuHalf::recordable(const GpuStep& step) const {
 void GpuHalf::start(const GpuStep& step) {
   step_ = step;
   ++number_;
-  write_state(step);
+  const size_t state_bytes = write_state(step);
   if (options_.head) reserve_outputs(step.outputs.size());
   std::copy(step.draws.begin(), step.draws.end(), draws_.data());
   count_bytes();
   traffic_ = {};
   if (recordable(step)) {
     const ProgramKey key{step.n, !step.draws.empty()};
-    std::unique_ptr<cuda::Program>& program = programs_[key];
-    if (!program) {
+    Recorded& recorded = programs_[key];
+    if (!recorded.program) {
       device_->begin_recording();
       issue(StepState::bytes(options_.max_rows, max_position_, step.n));
-      program = device_->end_recording();
-      recorded_traffic_[key] = traffic_;
+      recorded = {device_->end_recording(), traffic_};
     }
-    traffic_ = recorded_traffic_[key];
-    device_->launch(*program);
-    ++stats_.launches;
+    traffic_ = recorded.traffic;
+    device_->launch(*recorded.program);
   } else {
-    issue(StepState::bytes(options_.max_rows, max_position_, host_state_.sequences[step.n - 1] + 1));
-    ++stats_.launches;
+    issue(state_bytes);
   }
+  ++stats_.launches;
   device_->record(Queue::kCompute, *end_);
   stats_.transfers += traffic_.transfers;
   stats_.transfer_bytes += traffic_.bytes;

@@ -130,6 +130,14 @@ class GpuHalf {
     bool draws;
     auto operator<=>(const ProgramKey&) const = default;
   };
+  // Of the launches of a step: what goes from one memory to the other.
+  struct Traffic {
+    uint64_t transfers = 0, bytes = 0;
+  };
+  struct Recorded {
+    std::unique_ptr<cuda::Program> program;
+    Traffic traffic;
+  };
 
   size_t write_state(const GpuStep& step);
   bool recordable(const GpuStep& step) const;
@@ -173,17 +181,12 @@ class GpuHalf {
   PinnedBuffer<cuda::Draw> draws_;
   PinnedBuffer<unsigned long long> counters_;
   std::unique_ptr<cuda::Event> end_;
-  std::map<ProgramKey, std::unique_ptr<cuda::Program>> programs_;
+  std::map<ProgramKey, Recorded> programs_;
 
   std::vector<float> thresholds_;
   GpuStep step_;
   uint32_t number_ = 0;  // of the step
-  // Of the launches of a step, for programs that are launched again.
-  struct Traffic {
-    uint64_t transfers = 0, bytes = 0;
-  };
   Traffic traffic_;
-  std::map<ProgramKey, Traffic> recorded_traffic_;
   GpuStats stats_;
 
   Trace* trace_ = nullptr;

@@ -1,14 +1,14 @@
 // Attention while decoding: bound by reading keys and values, so every warp streams positions of its own, straight from
-// memory to registers. A row's positions are cut into pieces, one block each; a second kernel puts them together.
+// memory to registers. A row's positions are cut into pieces, one block each; the block that comes last puts them together.
 //
 // A warp holds 32 / lanes positions at once, `lanes` (a power of two) neighbouring lanes a position, eight elements a lane.
 // It runs an online softmax (Milakov & Gimelshein 2018) for up to eight query heads, which share what is read.
 #include "cuda/attend.h"
-#include "cuda/kv.cuh"
 #include "cuda/launchers.h"
 #include "cuda/layout.h"
+#include "cuda/new_kv.cuh"
 #include "cuda/quantize.cuh"
-#include "cuda/reduce.cuh"
+#include "cuda/tail.cuh"
 
 namespace pi::cuda {
 namespace {
@@ -183,20 +183,79 @@ __device__ __forceinline__ void finish(const Decode& o, Running<kHeads>& r, int 
   }
 }
 
+// q [kHeads, head_dim] to shared memory, rotated; zeros past the last head.
+template <int kHeads>
+__device__ __forceinline__ void load_queries(const Decode& o, int row, int first_head, int heads, int position, float* q) {
+  const Attend& a = o.a;
+  const int dim = o.kv.head_dim, half = dim / 2;
+  const bool rotated = a.now.key && a.now.cosine && position >= 0;
+  for (int i = threadIdx.x; i < kHeads * half; i += blockDim.x) {
+    const int h = i / half, d = i % half;
+    const float* from = a.q + (size_t(row) * a.n_heads + first_head + h) * dim + d;
+    float low = h < heads ? from[0] : 0.0f, high = h < heads ? from[half] : 0.0f;
+    if (rotated) rotate_pair(low, high, a.now.cosine[size_t(position) * half + d], a.now.sine[size_t(position) * half + d]);
+    q[h * dim + d] = low;
+    q[h * dim + half + d] = high;
+  }
+}
+
+// Columns [begin, end) of a row, its pieces in order, normalised; four a thread. Columns [n_heads, head_dim] of a row are its
+// blocks of 32, so begin and end are multiples of it or the row's ends.
+__device__ __forceinline__ void join_pieces(const Decode& o, int row, int pieces, int begin, int end) {
+  const Attend& a = o.a;
+  const int dim = o.kv.head_dim;
+  for (int first = begin; first < end; first += kWarps * kWarp * kLaneColumns) {  // whole warps
+    const int column = first + static_cast<int>(threadIdx.x) * kLaneColumns;
+    const bool inside = column < end;
+    float x[kLaneColumns] = {};
+    if (inside) {
+      const size_t at = (size_t(row) * a.n_heads + column / dim) * a.splits;
+      const float* sums = o.pieces.sums + at * dim + column % dim;
+      const float2* peaks = o.pieces.peaks + at;
+      float high = kLow, total = 0;
+#pragma unroll 4
+      for (int s = 0; s < pieces; ++s) high = fmaxf(high, peaks[s].x);
+#pragma unroll 4
+      for (int s = 0; s < pieces; ++s) {
+        const float2 peak = peaks[s];
+        const float weight = __expf(peak.x - high);
+        const float4 sum = *reinterpret_cast<const float4*>(sums + size_t(s) * dim);
+        total += weight * peak.y;
+        x[0] += weight * sum.x, x[1] += weight * sum.y, x[2] += weight * sum.z, x[3] += weight * sum.w;
+      }
+      for (int i = 0; i < kLaneColumns; ++i) x[i] = pieces > 0 ? x[i] / total : 0.0f;
+      *reinterpret_cast<float4*>(a.out.x + size_t(row) * a.out.cols + column) = make_float4(x[0], x[1], x[2], x[3]);
+    }
+    if (a.out.quants) store_quantized(a.out, size_t(row) * a.out.cols + column, x, inside);
+  }
+}
+
+// What comes last joins: of the blocks of the same query heads where these end with a block of 32 columns, else of the row.
+__device__ __forceinline__ void join_last(const Decode& o, int row, int pieces, int first_head, int heads) {
+  const bool alone = o.kv.head_dim % kQuantBlock == 0;
+  const int dim = o.kv.head_dim, begin = alone ? first_head * dim : 0, end = alone ? begin + heads * dim : o.a.out.cols;
+  uint32_t* const arrivals = o.a.arrivals + size_t(row) * gridDim.y + (alone ? blockIdx.y : 0);
+  if (comes_last(arrivals, max(pieces, 1) * (alone ? 1 : gridDim.y))) join_pieces(o, row, pieces, begin, end);
+}
+
 // Block: (piece, KV head and chunk of its query heads, row). Two blocks a multiprocessor have 32 KiB
 // in flight.
 template <KvType kType, int kHeads, int kUnroll>
 __global__ void __launch_bounds__(kWarps * kWarp, 2) attend_pieces(Decode o) {
   PI_DYNAMIC_SHARED(float, shared);
   const Attend& a = o.a;
-  const int row = blockIdx.z, position = a.places.positions[row], dim = o.kv.head_dim;
+  const int row = blockIdx.z, position = a.places.positions[row], dim = o.kv.head_dim, piece = blockIdx.x;
   const Cut pieces = cut(position, a.splits);
-  if (static_cast<int>(blockIdx.x) >= pieces.count) return;
+  if (piece > 0 && piece >= pieces.count) return;  // the first one is there for a row that is nobody's, too
   const int kv_head = blockIdx.y / o.chunks, chunk = blockIdx.y % o.chunks * kHeads;
   const int first_head = kv_head * o.group + chunk, heads = min(kHeads, o.group - chunk);
+  const int32_t* table = a.places.tables + size_t(a.places.sequences[row]) * a.places.stride;
   float* const q = shared + kWarps * kHeads * (dim + 2);
-  for (int i = threadIdx.x; i < kHeads * dim; i += kWarps * kWarp) {
-    q[i] = i < heads * dim ? a.q[(size_t(row) * a.n_heads + first_head) * dim + i] : 0.0f;
+  load_queries<kHeads>(o, row, first_head, heads, position, q);
+  // Blocks that share a KV head each store the same of it: each then reads what it has written itself.
+  const int warp = threadIdx.x / kWarp;
+  if (a.now.key && piece == pieces.count - 1 && warp < 2) {
+    store_head<kType>(a.now, o.kv, warp == 0 ? kKeys : kValues, row, kv_head, position, table[position / kBlockTokens]);
   }
   __syncthreads();
   const float* own = q + min(static_cast<int>(threadIdx.x % kWarp) % o.lanes * kOctet, dim - kOctet);  // idle lanes multiply zeros
@@ -207,10 +266,9 @@ __global__ void __launch_bounds__(kWarps * kWarp, 2) attend_pieces(Decode o) {
     r.high[h] = kLow, r.total[h] = 0;
     for (int i = 0; i < kOctet; ++i) r.sum[h][i] = 0;
   }
-  const int begin = blockIdx.x * pieces.blocks * kBlockTokens, end = min(begin + pieces.blocks * kBlockTokens, position + 1);
+  const int begin = piece * pieces.blocks * kBlockTokens, end = min(begin + pieces.blocks * kBlockTokens, position + 1);
   const int stride = kWarp / o.lanes * kUnroll;  // positions of a step, which lie in one block
-  const int32_t* table = a.places.tables + size_t(a.places.sequences[row]) * a.places.stride;
-  int first = begin + threadIdx.x / kWarp * stride, block = first < end ? table[first / kBlockTokens] : 0;
+  int first = begin + warp * stride, block = first < end ? table[first / kBlockTokens] : 0;
   while (first < end) {
     const int next = first + kWarps * stride;
     Step<kType, kUnroll> step;
@@ -220,36 +278,7 @@ __global__ void __launch_bounds__(kWarps * kWarp, 2) attend_pieces(Decode o) {
     first = next;
   }
   finish<kHeads>(o, r, row, first_head, heads, shared);
-}
-
-// Four columns of a row a thread: the pieces in order, normalised. Columns [n_heads, head_dim] of a row are its blocks of 32,
-// wherever heads end.
-constexpr int kJoinThreads = 64;
-__global__ void __launch_bounds__(kJoinThreads) join_pieces(Decode o) {
-  const Attend& a = o.a;
-  const int row = blockIdx.y, dim = o.kv.head_dim, column = (blockIdx.x * kJoinThreads + threadIdx.x) * kLaneColumns;
-  const int pieces = cut(a.places.positions[row], a.splits).count;
-  const bool inside = column < a.out.cols;
-  float x[kLaneColumns] = {};
-  if (inside) {
-    const size_t first = (size_t(row) * a.n_heads + column / dim) * a.splits;
-    const float* sums = o.pieces.sums + first * dim + column % dim;
-    const float2* peaks = o.pieces.peaks + first;
-    float high = kLow, total = 0;
-#pragma unroll 4
-    for (int s = 0; s < pieces; ++s) high = fmaxf(high, peaks[s].x);
-#pragma unroll 4
-    for (int s = 0; s < pieces; ++s) {
-      const float2 peak = peaks[s];
-      const float weight = __expf(peak.x - high);
-      const float4 sum = *reinterpret_cast<const float4*>(sums + size_t(s) * dim);
-      total += weight * peak.y;
-      x[0] += weight * sum.x, x[1] += weight * sum.y, x[2] += weight * sum.z, x[3] += weight * sum.w;
-    }
-    for (int i = 0; i < kLaneColumns; ++i) x[i] = pieces > 0 ? x[i] / total : 0.0f;
-    *reinterpret_cast<float4*>(a.out.x + size_t(row) * a.out.cols + column) = make_float4(x[0], x[1], x[2], x[3]);
-  }
-  if (a.out.quants) store_quantized(a.out, size_t(row) * a.out.cols + column, x, inside);
+  join_last(o, row, pieces.count, first_head, heads);
 }
 
 template <KvType kType, int kHeads>
@@ -291,8 +320,6 @@ void attend(void* stream, const Attend& a) {
       launch_group<KvType::kQ8>(stream, o);
       break;
   }
-  const int quads = a.out.cols / kLaneColumns;
-  PI_LAUNCH(join_pieces, dim3((quads + kJoinThreads - 1) / kJoinThreads, a.rows), dim3(kJoinThreads), 0, stream, o);
 }
 
 }  // namespace pi::cuda

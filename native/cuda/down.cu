@@ -1,15 +1,17 @@
 // Active neurons' rows of the down projection, summed: a block has 256 columns and every n_parts-th neuron, of which
-// each of its warps has an eighth.
+// each of its warps has an eighth. Whichever block of a strip of columns comes last merges them.
 #include <algorithm>
 
 #include "cuda/dot.cuh"
 #include "cuda/launchers.h"
+#include "cuda/merge.cuh"
 #include "cuda/octets.cuh"
 
 namespace pi::cuda {
 namespace {
 
 constexpr int kWarps = 8, kStrip = kWarp * kOctet;
+static_assert(kStrip == kMergeThreads && kWarps * kWarp == kMergeThreads);
 constexpr int kScan = 8;  // looks at the active bits that are in flight
 
 // A warp's neurons are k + step * m, m < most.
@@ -123,20 +125,27 @@ __global__ void __launch_bounds__(kWarps* kWarp, kT > 2 ? 1 : 2) sum_neurons(Dow
   if (warp == 0 && __shfl_sync(kAllLanes, before, 0) == gridDim.x * gridDim.y - 1) {
     for (int i = lane; i <= words; i += kWarp) a.active[i] = 0;
   }
+  if (!a.merge.y || !comes_last(a.arrivals + blockIdx.x, gridDim.y)) return;
+  merge_column<kTailRows>(a.merge, 0, blockIdx.x * kStrip + threadIdx.x);
+  end_merge(a.merge, gridDim.x);
 }
 
 }  // namespace
 
 void down(void* stream, const Down& a) {
+  Down launched = a;
+  const bool apart = a.merge.y && a.rows > kTailRows;
+  if (apart) launched.merge = {};
   with_rows(a.rows, [&](auto t) {
     with_weight_type(a.w.type, [&](auto w) {
       constexpr int kT = decltype(t)::value;
       constexpr DType kType = decltype(w)::value;
       const size_t lists = size_t(kWarps) * most_dealt(a.n_neurons, a.n_parts) * sizeof(uint16_t);
       PI_LAUNCH((sum_neurons<kType, kT>), dim3((a.w.cols + kStrip - 1) / kStrip, a.n_parts), dim3(kWarps * kWarp),
-                lists, stream, a);
+                lists, stream, launched);
     });
   });
+  if (apart) merge(stream, a.merge);
 }
 
 }  // namespace pi::cuda

@@ -90,8 +90,11 @@ struct Stamp {
 
 // ------------------------------------------------------------------------------------------------------------ streams
 
-// out[t] = x[t] / rms(x[t]) * weight, or (x - mean) / sqrt(var + eps) * weight + bias with a bias. At most 16,384
-// columns.
+// A kernel with a `norm`, `merge` or `select` in its arguments does that, too, once its own results are complete: in the
+// same launch where rows are few (cuda/tail.cuh), so that a token takes as few launches as it can. `arrivals` are words of
+// device memory, 0 before and after every launch, arrival_words() of cuda/workspace.h at most.
+
+// out[t] = x[t] / rms(x[t]) * weight, or (x - mean) / sqrt(var + eps) * weight + bias with a bias.
 struct Norm {
   const float* x = nullptr;  // [T, out.cols]
   const float* weight = nullptr;
@@ -99,6 +102,9 @@ struct Norm {
   float eps = 0;
   DeviceRows out;
   int rows = 0;
+  float* host = nullptr;  // page-locked [T, out.cols], or null: out.x once more
+  Meeting signal;
+  uint32_t* arrivals = nullptr;
 };
 
 // Fills in.quants and in.scales from in.x.
@@ -109,7 +115,7 @@ struct Quantize {
 
 // y[t] = base[t] + bias + parts[0][t] + … in that order (null or 0: left out), and then, once `wait` was met, + host[t].
 // Where *skip_wait is 0 (`skip_wait` not null) there is nothing to wait for, and host is left out. y may be base; it may be
-// page-locked, and is then signalled.
+// page-locked, and is then signalled. `norm` is of y.
 struct Merge {
   const float* base = nullptr;
   const float* bias = nullptr;   // [dim]
@@ -120,14 +126,15 @@ struct Merge {
   const int32_t* skip_wait = nullptr;
   float* y = nullptr;
   Meeting signal;
-  uint32_t* arrivals = nullptr;  // with `signal`: a word of device memory, 0 before the first launch and after each
+  Norm norm;
+  uint32_t* arrivals = nullptr;
   int rows = 0, dim = 0;
 };
 
 // --------------------------------------------------------------------------------------------------------- projections
 
 // y[t][i] = W[i] · x[t] + bias[i], up to three matrices that read the same x, decoding: T small. With `add`, y is added to.
-// `relu` is applied last.
+// `relu` is applied last. `norm` is of the y of the only output.
 struct Project {
   struct Output {
     DeviceMatrix w;
@@ -138,6 +145,7 @@ struct Project {
   DeviceRows x;
   int rows = 0;
   bool add = false, relu = false;
+  Norm norm;
 };
 
 // The same as a matrix product, for prompts: T large. With `transposed`, y[t] = x[t] · W instead: y [T, w.cols], x [T, w.rows]
@@ -185,12 +193,18 @@ struct RowPlaces {
   int stride = 0;
 };
 
-// Rotates queries and keys (unless cosine is null) and stores keys and values. Half-split rotation, as kernels::Table::rope.
+// The rows' new keys and values, and the angles [max position, head_dim / 2] that they and the queries are rotated by, in
+// half-split pairs as kernels::Table::rope; null: no rotation.
+struct NewKv {
+  const float* key = nullptr;    // [T, kv_heads, head_dim]
+  const float* value = nullptr;  // [T, kv_heads, head_dim]
+  const float *cosine = nullptr, *sine = nullptr;
+};
+
+// Rotates queries and keys and stores keys and values.
 struct StoreKv {
-  float* q = nullptr;          // [T, n_heads, head_dim], in place
-  const float* key = nullptr;  // [T, kv_heads, head_dim]
-  const float* value = nullptr;
-  const float *cosine = nullptr, *sine = nullptr;  // [max position, head_dim / 2]
+  float* q = nullptr;  // [T, n_heads, head_dim], in place
+  NewKv now;
   RowPlaces places;
   DeviceKv kv;
   int n_heads = 0, rows = 0;
@@ -198,9 +212,11 @@ struct StoreKv {
 
 // out[t] = attention of row t over positions [0, positions[t]]; query heads g of n_heads / kv_heads share a KV head.
 // Decoding: positions are cut into `splits` whose number does not depend on the step; `workspace` holds
-// attention_workspace() bytes. Prompts (`prefill`): runs of neighbouring rows of a sequence share what they read.
+// attention_workspace() bytes. Rows that are all of different sequences may leave rotating and storing to it (`now`).
+// Prompts (`prefill`): runs of neighbouring rows of a sequence share what they read.
 struct Attend {
   const float* q = nullptr;
+  NewKv now;  // key null: all is rotated and stored
   RowPlaces places;
   DeviceKv kv;
   float scale = 0;
@@ -209,12 +225,25 @@ struct Attend {
   int rows = 0, splits = 1;
   bool prefill = false;
   void* workspace = nullptr;
+  uint32_t* arrivals = nullptr;
 };
 
 // ----------------------------------------------------------------------------------------------------------------- FFN
 
 // 32 neurons a word, bit i % 32 of word i / 32; words of a row stand mask_words(n) apart.
 PI_HOST_DEVICE constexpr int mask_words(int n_neurons) { return (n_neurons + 31) / 32; }
+
+// What of the masks is the GPU's: those of the first `resident` neurons that any row wants, in ascending order, and how many
+// bits of rows the others are (`cold`: what the host has to do).
+struct Select {
+  int resident = 0;
+  int32_t* list = nullptr;   // [neurons]
+  int32_t* count = nullptr;  // of list
+  int32_t* cold = nullptr;
+  // Page-locked, unless null: a copy of the masks, signalled.
+  uint32_t* host_mask = nullptr;
+  Meeting signal;
+};
 
 // mask[t]: neurons whose score reaches the threshold; all of them for rows whose mode is not kPredictor (2).
 //   matrix kinds: score = w[i] · x[t] + bias[i], x being the hidden layer of an MLP or SVD, or the FFN's input.
@@ -228,19 +257,8 @@ struct Score {
   const uint8_t* modes = nullptr;  // device [T]
   uint32_t* mask = nullptr;        // [T, mask_words(w.rows)]
   int rows = 0;
-};
-
-// What of the masks is the GPU's: those of the first `resident` neurons that any row wants, in ascending order, and how many
-// bits of rows the others are (`cold`: what the host has to do). Without masks, every resident neuron.
-struct Select {
-  const uint32_t* mask = nullptr;  // or null
-  int resident = 0, n_neurons = 0, rows = 0;
-  int32_t* list = nullptr;   // [n_neurons]
-  int32_t* count = nullptr;  // of list
-  int32_t* cold = nullptr;
-  // Page-locked, unless null: a copy of the masks, signalled.
-  uint32_t* host_mask = nullptr;
-  Meeting signal;
+  Select select;
+  uint32_t* arrivals = nullptr;
 };
 
 // Gate, activation and up of the listed neurons i: act[i][t], 0 where row t's mask has it not. A closed gate ends a neuron.
@@ -254,7 +272,7 @@ struct Neurons {
   kernels::Unary f = kernels::Unary::kRelu;
   bool both = false;  // dRelu
   float threshold = 0;
-  const int32_t* list = nullptr;  // [n_neurons], the first *count of which mean something
+  const int32_t* list = nullptr;   // [n_neurons], the first *count of which mean something; null: all, in order
   const int32_t* count = nullptr;
   const uint32_t* mask = nullptr;  // or null: every row wants every neuron
   int n_neurons = 0;
@@ -268,13 +286,15 @@ struct Neurons {
 
 // Σ_s parts[s][t] = sum over active neurons i of act[i][t] * down[i]. Which part has a neuron, and its place in the sum,
 // follow from its number alone, so that sums do not depend on the neurons that are idle; neighbours are dealt to different
-// parts. `active` is all 0 afterwards. n_parts >= n_neurons / 16384.
+// parts. `active` is all 0 afterwards. n_parts >= n_neurons / 16384. `merge` is of these parts, unless its y is null.
 struct Down {
   DeviceMatrix w;
   uint32_t* active = nullptr;
   const float* act = nullptr;
   int n_neurons = 0, rows = 0, n_parts = 0;
   float* parts = nullptr;  // [n_parts, T, w.cols]
+  Merge merge;
+  uint32_t* arrivals = nullptr;  // beside those of `merge`
 };
 
 // ---------------------------------------------------------------------------------------------------------------- head
@@ -317,7 +337,6 @@ struct Kernels {
   void (*store_kv)(void* stream, const StoreKv&);
   void (*attend)(void* stream, const Attend&);
   void (*score)(void* stream, const Score&);
-  void (*select)(void* stream, const Select&);
   void (*neurons)(void* stream, const Neurons&);
   void (*down)(void* stream, const Down&);
   void (*highest)(void* stream, const Highest&);

@@ -18,7 +18,6 @@ void activate(void* stream, const Activate& a);
 void store_kv(void* stream, const StoreKv& a);
 void attend(void* stream, const Attend& a);
 void score(void* stream, const Score& a);
-void select(void* stream, const Select& a);
 void neurons(void* stream, const Neurons& a);
 void down(void* stream, const Down& a);
 void highest(void* stream, const Highest& a);

@@ -86,13 +86,14 @@ __global__ void __launch_bounds__(kWarps<kT>* kWarp, kT > 2 ? 1 : 4) compute_neu
   PI_DYNAMIC_SHARED(uint4, shared);
   const int lane = threadIdx.x % kWarp, first = blockIdx.x * kWarps<kT>, step = gridDim.x * kWarps<kT>;
   int j = first + static_cast<int>(threadIdx.x) / kWarp;
-  int neuron = j < a.n_neurons ? a.list[j] : 0;  // while the count is on its way
-  const int n = *a.count;
+  const auto listed = [&](int at) { return a.list ? a.list[at] : at; };
+  int neuron = j < a.n_neurons ? listed(j) : 0;  // while the count is on its way
+  const int n = a.list ? *a.count : a.up.rows;
   unsigned asked = 0, fired = 0;
   Staged<kType, kT> x(a.x, a.rows, shared);
   for (int begin = first; begin < n; begin += step, j += step) {
     const bool inside = j < n;
-    if (inside && begin != first) neuron = a.list[j];
+    if (inside && begin != first) neuron = listed(j);
     unsigned rows_fired = 0;
     for (int t0 = 0; t0 < a.rows; t0 += kT) {
       x.begin_at(t0);

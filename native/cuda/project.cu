@@ -3,11 +3,13 @@
 
 #include "cuda/dot.cuh"
 #include "cuda/launchers.h"
+#include "cuda/norm.cuh"
 
 namespace pi::cuda {
 namespace {
 
 constexpr int kWarps = 8;
+static_assert(kWarps * kWarp == kNormThreads);
 constexpr int kBlocks = 512;  // enough to fill every multiprocessor; more would only stage x more often
 
 // The outputs of one type; those of others are launched apart.
@@ -18,6 +20,7 @@ struct Job {
   DeviceRows x;
   int rows;
   bool add, relu;
+  Norm norm;
 };
 
 // Several rows of weights a warp share what they read of x, once that is the bottleneck; loads in flight of each.
@@ -61,6 +64,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, kT > 2 ? 1 : 2) project_rows(Jo
       }
     }
   }
+  if (a.norm.x && comes_last(a.norm.arrivals, gridDim.x)) norm_rows(a.norm);
 }
 
 void launch(void* stream, Job& job, DType type) {
@@ -86,7 +90,7 @@ void project(void* stream, const Project& a) {
   bool done[3] = {};
   for (int first = 0; first < 3; ++first) {
     if (done[first] || !a.outputs[first].w) continue;
-    Job job{{}, {}, 0, a.x, a.rows, a.add, a.relu};
+    Job job{{}, {}, 0, a.x, a.rows, a.add, a.relu, a.rows <= kTailRows ? a.norm : Norm{}};
     const DType type = a.outputs[first].w.type;
     for (int o = first, n = 0; o < 3; ++o) {
       if (!a.outputs[o].w || a.outputs[o].w.type != type) continue;
@@ -95,6 +99,7 @@ void project(void* stream, const Project& a) {
     }
     launch(stream, job, type);
   }
+  if (a.norm.x && a.rows > kTailRows) norm(stream, a.norm);
 }
 
 }  // namespace pi::cuda

@@ -1,11 +1,13 @@
-// Scores of a layer's neurons by its predictor: which of them each row wants.
+// Scores of a layer's neurons by its predictor: which of them each row wants, and, once all are known, which the GPU computes.
 #include "cuda/dot.cuh"
 #include "cuda/launchers.h"
+#include "cuda/select.cuh"
+#include "cuda/tail.cuh"
 
 namespace pi::cuda {
 namespace {
 
-constexpr int kWarps = 8, kRowsAWarp = 32 / kWarps;  // a block has the neurons of one word of a mask
+constexpr int kWarps = kSelectWarps, kRowsAWarp = 32 / kWarps;  // a block has the neurons of one word of a mask
 template <int kT>
 constexpr int kRowsAtOnce = kT > 4 ? 2 : 4;  // of a warp's, as registers allow
 constexpr uint8_t kPredicted = 2;
@@ -65,6 +67,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, kT > 2 ? 1 : 2) score_neurons(S
     }
     __syncthreads();
   }
+  if (comes_last(a.arrivals, gridDim.x)) select_neurons(a.select, a.mask, n, a.rows);
 }
 
 template <DType kType>

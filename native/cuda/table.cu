@@ -17,7 +17,6 @@ const Kernels& launchers() {
       .store_kv = &cuda::store_kv,
       .attend = &cuda::attend,
       .score = &cuda::score,
-      .select = &cuda::select,
       .neurons = &cuda::neurons,
       .down = &cuda::down,
       .highest = &cuda::highest,

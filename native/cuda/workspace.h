@@ -21,5 +21,10 @@ struct HighestPart {
 size_t gemm_workspace(const DeviceMatrix& w, bool transposed, int rows);
 size_t attention_workspace(int rows, int n_heads, int head_dim, int splits);
 size_t highest_workspace(int rows, int vocab);
+// Words, not bytes: a row's heads each count who comes last, strips of 256 columns, and then all of them together.
+constexpr size_t arrival_words(int rows, int n_heads, int dim) {
+  const size_t heads = size_t(rows) * n_heads, strips = 1 + (size_t(dim) + 255) / 256;
+  return heads > strips ? heads : strips;
+}
 
 }  // namespace pi::cuda

@@ -106,7 +106,7 @@ GpuHalf::GpuHalf(std::shared_ptr<cuda::Device> device, const GpuModelView& model
   layout_.upload(*device_, cosine, sine);
   device_->zero(Queue::kCompute, s_.counters, counters_.size() * sizeof(unsigned long long));
   device_->zero(Queue::kCompute, s_.active, (cuda::mask_words(c_.n_neurons) + 1) * sizeof(uint32_t));
-  device_->zero(Queue::kCompute, s_.arrivals, sizeof(uint32_t));
+  device_->zero(Queue::kCompute, s_.arrivals, GpuScratch::arrival_words(c_) * sizeof(uint32_t));
   for (const DeviceLayer& layer : m_.layers) {
     const size_t side = cuda::device_kv_side_bytes(kv_.type, c_.n_kv_heads, c_.head_dim);
     if (layer.kv.data) device_->zero(Queue::kCompute, layer.kv.data, 2 * side * kv_.blocks);
@@ -152,12 +152,13 @@ void GpuHalf::start(const GpuStep& step) {
   step_ = step;
   ++number_;
   const size_t state_bytes = write_state(step);
+  apart_ = host_state_.sequences[step.n - 1] == step.n - 1;
   if (options_.head) reserve_outputs(step.outputs.size());
   std::copy(step.draws.begin(), step.draws.end(), draws_.data());
   count_bytes();
   traffic_ = {};
   if (recordable(step)) {
-    const ProgramKey key{step.n, !step.draws.empty()};
+    const ProgramKey key{step.n, !step.draws.empty(), apart_};
     Recorded& recorded = programs_[key];
     if (!recorded.program) {
       device_->begin_recording();

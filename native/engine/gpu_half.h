@@ -127,7 +127,7 @@ class GpuHalf {
   // What a recorded program's launches depend on.
   struct ProgramKey {
     int rows;
-    bool draws;
+    bool draws, apart;
     auto operator<=>(const ProgramKey&) const = default;
   };
   // Of the launches of a step: what goes from one memory to the other.
@@ -144,14 +144,18 @@ class GpuHalf {
   void reserve_outputs(size_t n);
   void count_bytes();
   void issue(size_t state_bytes);
-  void attention(int layer);
-  void project(const cuda::Project::Output (&outputs)[3], const cuda::DeviceRows& x, bool add);
-  void norm(const DeviceNorm& w, const float* x, const cuda::DeviceRows& out, int rows);
-  void ffn(int layer);
+  void attention(int layer, bool normed);
+  void project(const cuda::Project::Output (&outputs)[3], const cuda::DeviceRows& x, bool add, const cuda::Norm& norm);
+  void attend(const cuda::DeviceKv& kv);
+  cuda::Norm norm_of(const DeviceNorm& w, const cuda::DeviceRows& out) const;
+  cuda::Norm attention_norm(int layer);
+  cuda::Norm ffn_norm(int layer);
+  void publish(int layer, cuda::Norm& norm);
+  bool ffn(int layer);
   void score(int layer);
-  void select(int layer, bool masked);
+  void neurons(int layer, const cuda::Merge& merge);
   void prompt_ffn(int layer);
-  void merge(int layer);
+  bool merge(int layer);
   void head();
   void mark(int layer, const char* name);
   void count_transfer(size_t bytes);
@@ -159,6 +163,7 @@ class GpuHalf {
   void read_trace();
   cuda::Meeting meet(Mail mail, int layer) { return mail_.meeting(mail, layer, state_.step); }
   bool cold(int layer) const { return split(layer).neurons < c_.n_neurons; }
+  bool masks(int layer) const { return split(layer).predictor && step_.n_decode > 0; }
   const cuda::DeviceRows& ffn_rows() const { return c_.shared_norm ? s_.h : s_.ffn_in; }
 
   std::shared_ptr<cuda::Device> device_;
@@ -185,6 +190,7 @@ class GpuHalf {
 
   std::vector<float> thresholds_;
   GpuStep step_;
+  bool apart_ = false;  // every row of the step is of a sequence of its own
   uint32_t number_ = 0;  // of the step
   Traffic traffic_;
   GpuStats stats_;

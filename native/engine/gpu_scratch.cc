@@ -37,6 +37,8 @@ size_t StepState::bytes(int max_rows, int max_position, int sequences) {
   return tables_offset(max_rows) + sequences * stride * sizeof(int32_t);
 }
 
+size_t GpuScratch::arrival_words(const ModelConfig& c) { return cuda::arrival_words(kDecodeRows, c.n_heads, c.dim); }
+
 GpuScratch::GpuScratch(const ModelConfig& c, const DeviceModel& model, const GpuOptions& options, int max_position, cuda::Arena& arena) {
   const size_t rows = options.max_rows, decode = std::min(options.max_rows, kDecodeRows);
   bool attention = false;
@@ -72,7 +74,7 @@ GpuScratch::GpuScratch(const ModelConfig& c, const DeviceModel& model, const Gpu
   cold = arena.take<int32_t>(Use::kScratch, 1);
   act = arena.take<float>(Use::kScratch, decode * neurons);
   active = arena.take<uint32_t>(Use::kScratch, cuda::mask_words(c.n_neurons) + 1);
-  arrivals = arena.take<uint32_t>(Use::kScratch, 1);
+  arrivals = arena.take<uint32_t>(Use::kScratch, arrival_words(c));
   parts = arena.take<float>(Use::kScratch, kDownParts * decode * c.dim);
   counters = arena.take<unsigned long long>(Use::kScratch, 2 * model.layers.size());
   gate = arena.take<float>(Use::kScratch, c.gated ? rows * neurons : 0);

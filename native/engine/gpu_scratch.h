@@ -42,7 +42,7 @@ struct GpuScratch {
   int32_t *list = nullptr, *count = nullptr, *cold = nullptr;  // [most neurons]
   float* act = nullptr;                                       // [most neurons, kDecodeRows]
   uint32_t* active = nullptr;                                 // [mask words + 1], 0 between layers
-  uint32_t* arrivals = nullptr;                               // 0 between launches
+  uint32_t* arrivals = nullptr;                               // [arrival_words], 0 between launches
   float* parts = nullptr;                                     // [kDownParts, kDecodeRows, dim]
   unsigned long long* counters = nullptr;                     // [n_layers, 2]
   void* attention_work = nullptr;
@@ -57,6 +57,7 @@ struct GpuScratch {
   void* highest_work = nullptr;
 
   GpuScratch() = default;
+  static size_t arrival_words(const ModelConfig& config);
   GpuScratch(const ModelConfig& config, const DeviceModel& model, const GpuOptions& options, int max_position, cuda::Arena& arena);
 };
 

@@ -50,6 +50,25 @@ std::string check_decoding(Shape shape) {
   return "";
 }
 
+// Attention that rotates and stores: the bits of a launch that stores and one that attends.
+std::string check_storing(Shape shape) {
+  const std::vector<int> lengths = {1, 32, 33, 180};
+  Sequences apart(shape, lengths), together(shape, lengths);
+  const Rows rows = {{0, 0}, {1, 31}, {0, -1}, {2, 32}, {3, 179}};
+  for (Sequences* all : {&apart, &together}) {
+    for (int i = 1; i < 4; ++i) all->store(positions(i, 0, lengths[i] - 1));
+  }
+  for (const bool quants : {false, true}) {
+    if (quants && shape.n_heads() * shape.head_dim % kQuantBlock != 0) continue;
+    const auto expected = apart.attend(rows, apart.store(rows), {.splits = 4, .quants = quants});
+    const auto out = together.attend(rows, together.queries_of(rows), {.splits = 4, .quants = quants, .stores = true});
+    if (!same_bits(out.x, expected.x)) return "the result has other bits";
+    if (quants && (out.quants != expected.quants || !same_bits(out.scales, expected.scales))) return "the quants differ";
+    if (apart.cache() != together.cache()) return "the cache has other bytes";
+  }
+  return "";
+}
+
 // Two prompts and two pieces of a third, with a row that is nobody's, in one step.
 std::string check_prompts(Shape shape) {
   Sequences all(shape, {1, 70, 150});
@@ -139,6 +158,7 @@ struct Registration {
                             {KvType::kF16, 1, 2, 256, false}, {KvType::kQ8, 1, 5, 128, true},  {KvType::kF32, 1, 3, 128, true}};
     for (const Shape& s : shapes) {
       Check("device: attention, decoding, " + s.name(), [=] { return check_decoding(s); });
+      Check("device: attention that stores, " + s.name(), [=] { return check_storing(s); });
       Check("device: attention, prompts, " + s.name(), [=] { return check_prompts(s); });
       Check("device: attention as the CPU's, " + s.name(), [=] { return check_against_cpu(s); });
     }

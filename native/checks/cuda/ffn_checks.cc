@@ -119,7 +119,7 @@ struct Layer {
   }
   void neurons() { kernels_of_device().neurons(stream(), neurons_args()); }
   void run_down() {
-    kernels_of_device().down(stream(), {device_down.view, active.data(), act.data(), c.neurons, c.rows, c.parts, parts.data()});
+    kernels_of_device().down(stream(), {device_down.view, active.data(), act.data(), c.neurons, c.rows, c.parts, parts.data(), {}, nullptr});
   }
   // What the layer adds to the stream: everything, from the list on.
   std::vector<float> run() {
@@ -219,6 +219,21 @@ const Check neuron_checks(
       }
       return std::string();
     });
+
+const Check no_list("neurons: no list is a list of all", [] {
+  for (const int neurons : {1, 40, 4200}) {
+    Layer layer({.dim = 8, .neurons = neurons, .rows = 2, .listed = 1}, 3);
+    layer.neurons();
+    const std::vector<float> expected = layer.act.get();
+    layer.act.set(std::vector<float>(expected.size(), kUntouched));
+    cuda::Neurons a = layer.neurons_args();
+    a.list = nullptr, a.count = nullptr;
+    kernels_of_device().neurons(stream(), a);
+    const std::string problem = same_bits(name_of(layer.c), expected, layer.act.get());
+    if (!problem.empty()) return problem;
+  }
+  return std::string();
+});
 
 // ---------------------------------------------------------------------------------------------------------------- down
 

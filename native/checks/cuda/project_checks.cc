@@ -54,7 +54,7 @@ struct Output {
 std::string run(const Case& c, uint32_t seed) {
   Output out(c, seed);
   const Rows x(c.type, c.tokens, c.cols, seed + 3, c.saturate);
-  kernels_of_device().project(stream(), {{out.view(c)}, x.view(), c.tokens, c.add, c.relu});
+  kernels_of_device().project(stream(), {{out.view(c)}, x.view(), c.tokens, c.add, c.relu, {}});
   return out.compare(c, x);
 }
 
@@ -107,7 +107,7 @@ const Check outputs("project: three outputs of two types, with bias, added to wh
     Output q_out(q, 10), k_out(k, 20), v_out(v, 30);
     const Rows x(DType::kQ4_0, tokens, cols, 40);
     kernels_of_device().project(stream(),
-                                {{q_out.view(q), k_out.view(k), v_out.view(v)}, x.view(), tokens, q.add, q.relu});
+                                {{q_out.view(q), k_out.view(k), v_out.view(v)}, x.view(), tokens, q.add, q.relu, {}});
     for (auto& [out, c] : {std::pair<Output&, Case&>(q_out, q), {k_out, k}, {v_out, v}}) {
       const std::string problem = out.compare(c, x);
       if (!problem.empty()) return problem;
@@ -127,7 +127,7 @@ const Check alone("project: a row's bits do not depend on the rows beside it", [
       const size_t at = size_t(first) * cols;
       const cuda::DeviceRows view{x.device_x.data() + at, x.device_quants.data() + at,
                                   x.device_scales.data() + at / kQuantBlock, cols};
-      kernels_of_device().project(stream(), {{{device_w.view, nullptr, y.data()}}, view, n});
+      kernels_of_device().project(stream(), {{{device_w.view, nullptr, y.data()}}, view, n, false, false, {}});
       return y.get();
     };
     const std::vector<float> together = project(0, tokens);

@@ -17,6 +17,16 @@ std::vector<bool> random_bits(int n, uint32_t seed, double share) {
   return out;
 }
 
+// What scores end with: lists, counts and the words that tell who comes last.
+struct Lists {
+  int resident;
+  DeviceArray<int32_t> list, counts;  // counts: of the list, and cold
+  DeviceArray<uint32_t> arrivals;
+
+  Lists(int neurons, int resident) : resident(resident), list(neurons), counts(2), arrivals(std::vector<uint32_t>(1)) {}
+  cuda::Select view() const { return {resident, list.data(), counts.data(), counts.data() + 1, nullptr, {}}; }
+};
+
 // ------------------------------------------------------------------------------------------------------------- scores
 
 struct ScoreCase {
@@ -57,8 +67,9 @@ std::string check_score(const ScoreCase& c, uint32_t seed) {
   cuda::DeviceRows view = x.view();
   if (!c.has_quants) view.quants = nullptr, view.scales = nullptr;
   const float threshold = 0.3f;
+  const Lists lists(c.neurons, c.neurons / 2);
   kernels_of_device().score(stream(), {device_w.view, device_scale.data(), c.bias ? device_bias.data() : nullptr, view,
-                                       threshold, device_modes.data(), mask.data(), c.rows});
+                                       threshold, device_modes.data(), mask.data(), c.rows, lists.view(), lists.arrivals.data()});
   const std::vector<uint32_t> bits = mask.get();
   for (int t = 0; t < c.rows; ++t) {
     for (int i = 0; i < 32 * words; ++i) {
@@ -119,8 +130,9 @@ const Check cpu_signs("score: signs choose the neurons that the CPU's predictor 
   const DeviceArray<uint32_t> mask(size_t(rows) * mask_words(neurons));
   // A threshold that some scores equal: reaching it is enough.
   const float threshold = scores[5];
+  const Lists lists(neurons, neurons);
   kernels_of_device().score(stream(), {device_w.view, device_scale.data(), device_bias.data(), x.view(), threshold,
-                                       modes.data(), mask.data(), rows});
+                                       modes.data(), mask.data(), rows, lists.view(), lists.arrivals.data()});
   std::vector<uint32_t> expected;
   for (int t = 0; t < rows; ++t) {
     std::vector<bool> reach(neurons);
@@ -134,62 +146,69 @@ const Check cpu_signs("score: signs choose the neurons that the CPU's predictor 
 
 struct SelectCase {
   int neurons, rows;
-  bool masked;
   double resident, wanted;  // shares of the neurons
 };
+
+// Weights and rows whose scores are 1 where a row wants a neuron and -1 elsewhere: row t of x is 1 in column t alone.
+HostWeights weights_of(const std::vector<std::vector<bool>>& wants) {
+  const int rows = static_cast<int>(wants.size()), neurons = static_cast<int>(wants[0].size());
+  HostWeights out(DType::kF32, neurons, rows, 1);
+  for (size_t i = 0; i < out.values.size(); ++i) out.values[i] = wants[i % rows][i / rows] ? 1.0f : -1.0f;
+  std::memcpy(out.bytes.data(), out.values.data(), out.bytes.size());
+  return out;
+}
+std::vector<float> unit_rows(int n) {
+  std::vector<float> out(size_t(n) * n);
+  for (int t = 0; t < n; ++t) out[size_t(t) * n + t] = 1;
+  return out;
+}
 
 std::string check_select(const SelectCase& c, uint32_t seed) {
   const int resident = static_cast<int>(std::lround(c.resident * c.neurons));
   std::vector<uint32_t> masks;
-  std::vector<bool> any(c.neurons, !c.masked);
+  std::vector<std::vector<bool>> wants;
+  std::vector<bool> any(c.neurons);
   int cold = 0;
   for (int t = 0; t < c.rows; ++t) {
-    const std::vector<bool> row = c.masked ? random_bits(c.neurons, seed + 1 + t, c.wanted) : any;
+    wants.push_back(random_bits(c.neurons, seed + 1 + t, c.wanted));
     for (int i = 0; i < c.neurons; ++i) {
-      any[i] = any[i] || row[i];
-      cold += row[i] && i >= resident;
+      any[i] = any[i] || wants[t][i];
+      cold += wants[t][i] && i >= resident;
     }
-    for (uint32_t word : bit_words(row)) masks.push_back(word);
+    for (uint32_t word : bit_words(wants[t])) masks.push_back(word);
   }
   std::vector<int32_t> expected;
   for (int i = 0; i < resident; ++i) {
     if (any[i]) expected.push_back(i);
   }
-  const DeviceArray<uint32_t> device_masks(masks);
-  const DeviceArray<int32_t> list(c.neurons), counts(2);
+  const HostWeights w = weights_of(wants);
+  const DeviceWeights device_w = w.to_device();
+  const Rows x(DType::kF32, c.rows, c.rows, unit_rows(c.rows));
+  const DeviceArray<uint8_t> modes(std::vector<uint8_t>(c.rows, 2));
+  const DeviceArray<uint32_t> mask(masks.size()), step(std::vector<uint32_t>{17});
   HostArray<uint32_t> host(masks.size() + 2);  // the copy, the flag, abort
-  const DeviceArray<uint32_t> step(std::vector<uint32_t>{17});
-  cuda::Select a{c.masked ? device_masks.data() : nullptr,
-                 resident,
-                 c.neurons,
-                 c.rows,
-                 list.data(),
-                 counts.data(),
-                 counts.data() + 1,
-                 nullptr,
-                 {}};
-  if (c.masked) a.host_mask = host.data(), a.signal = {&host[masks.size()], step.data(), &host[masks.size() + 1]};
-  kernels_of_device().select(stream(), a);
-  const std::vector<int32_t> found = counts.get();
+  const Lists lists(c.neurons, resident);
+  cuda::Select select = lists.view();
+  select.host_mask = host.data(), select.signal = {&host[masks.size()], step.data(), &host[masks.size() + 1]};
+  kernels_of_device().score(stream(), {device_w.view, nullptr, nullptr, x.view(), 0.0f, modes.data(), mask.data(), c.rows, select, lists.arrivals.data()});
+  const std::vector<int32_t> found = lists.counts.get();
   const std::string name = std::to_string(c.neurons) + " neurons";
   if (found[0] != static_cast<int>(expected.size())) return differs(name + ", count", 0, expected.size(), found[0]);
   if (found[1] != cold) return differs(name + ", cold", 0, cold, found[1]);
-  std::vector<int32_t> actual = list.get();
+  std::vector<int32_t> actual = lists.list.get();
   actual.resize(found[0]);
   std::string problem = same_bits(name + ", list", expected, actual);
-  if (problem.empty() && c.masked) {
-    problem =
-        same_bits(name + ", the host's copy", masks, std::vector<uint32_t>(host.data(), host.data() + masks.size()));
-    if (host[masks.size()] != 17) problem += " no signal";
-  }
+  if (problem.empty()) problem = same_bits(name + ", the host's copy", masks, std::vector<uint32_t>(host.data(), host.data() + masks.size()));
+  if (problem.empty()) problem = same_bits(name + ", arrivals", {0}, lists.arrivals.get());
+  if (host[masks.size()] != 17) problem += " no signal";
   return problem;
 }
 
 const Check lists("select: lists in order, cold neurons counted row by row, masks for the host", [] {
   uint32_t seed = 1000;
-  for (int neurons : {1, 31, 32, 33, 1000, 33000}) {
-    const SelectCase cases[] = {{neurons, 1, true, 0.5, 0.3}, {neurons, 3, true, 0.9, 0.1}, {neurons, 2, false, 0.4, 1},
-                                {neurons, 2, true, 0, 1},     {neurons, 17, true, 1, 0.05}, {neurons, 1, true, 1, 0}};
+  for (int neurons : {1, 31, 32, 33, 1000, 17000}) {
+    const SelectCase cases[] = {{neurons, 1, 0.5, 0.3}, {neurons, 3, 0.9, 0.1}, {neurons, 2, 0.4, 1},
+                                {neurons, 2, 0, 1},     {neurons, 17, 1, 0.05}, {neurons, 1, 1, 0}};
     for (const SelectCase& c : cases) {
       if (neurons > 10000 && c.rows != 3) continue;
       const std::string problem = check_select(c, seed += 40);

@@ -77,8 +77,8 @@ class Sequences {
   std::vector<float> store(const Rows& rows) {
     DeviceArray<float> queries(gather(q, rows, s.n_heads())), keys(gather(key, rows, s.kv_heads)), values(gather(value, rows, s.kv_heads));
     Places places(*this, rows);
-    cuda::StoreKv a{queries.data(), keys.data(), values.data(), nullptr, nullptr, places.view, device_kv(), s.n_heads(), int(rows.size())};
-    if (s.rope) a.cosine = cosine_device_.data(), a.sine = sine_device_.data();
+    cuda::StoreKv a{queries.data(), {keys.data(), values.data()}, places.view, device_kv(), s.n_heads(), int(rows.size())};
+    if (s.rope) a.now.cosine = cosine_device_.data(), a.now.sine = sine_device_.data();
     kernels_of_device().store_kv(stream(), a);
     for (const Row& r : rows) store_on_cpu(r);
     return queries.get();
@@ -87,6 +87,7 @@ class Sequences {
   struct Options {
     int splits = 4;
     bool prefill = false, quants = false;
+    bool stores = false;  // `queries` as they come, and attention rotates and stores
   };
   struct Result {
     std::vector<float> x, scales;
@@ -97,13 +98,23 @@ class Sequences {
     DeviceArray<float> in(queries), out(n * cols), scales(n * cols / 32 + 1);
     DeviceArray<int8_t> quants(n * cols);
     DeviceArray<uint8_t> workspace(cuda::attention_workspace(int(n), s.n_heads(), s.head_dim, o.splits));
+    const DeviceArray<uint32_t> arrivals(std::vector<uint32_t>(cuda::arrival_words(int(n), s.n_heads(), 1)));
+    const DeviceArray<float> keys(gather(key, rows, s.kv_heads)), values(gather(value, rows, s.kv_heads));
     Places places(*this, rows);
-    cuda::Attend a{in.data(), places.view, device_kv(), scale(), s.n_heads(), {out.data(), nullptr, nullptr, int(cols)}, int(n), o.splits, o.prefill,
-             workspace.data()};
+    cuda::Attend a{in.data(), {}, places.view, device_kv(), scale(), s.n_heads(), {out.data(), nullptr, nullptr, int(cols)}, int(n), o.splits, o.prefill,
+             workspace.data(), arrivals.data()};
+    if (o.stores) a.now = {keys.data(), values.data(), s.rope ? cosine_device_.data() : nullptr, s.rope ? sine_device_.data() : nullptr};
     if (o.quants) a.out.quants = quants.data(), a.out.scales = scales.data();
     kernels_of_device().attend(stream(), a);
+    for (const uint32_t word : arrivals.get()) {
+      if (word != 0) throw std::runtime_error("attend: arrivals are not 0 again");
+    }
     return {out.get(), scales.get(), quants.get()};
   }
+
+  // Queries of the rows as they come, NaN for nobody's.
+  std::vector<float> queries_of(const Rows& rows) const { return gather(q, rows, s.n_heads()); }
+  std::vector<uint8_t> cache() const { return device_.get(); }
 
   // What the CPU's kernel makes of one row.
   std::vector<float> attend_on_cpu(Row r) const {

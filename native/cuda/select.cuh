@@ -1,12 +1,12 @@
-// From masks to the list of neurons that the GPU computes: one block, a word of 32 neurons a thread.
-#include "cuda/launchers.h"
+// From masks to the list of neurons that the GPU computes: one block of kSelectThreads, a word of 32 neurons a thread.
+#pragma once
+
 #include "cuda/meeting.cuh"
 #include "cuda/reduce.cuh"
 
 namespace pi::cuda {
-namespace {
 
-constexpr int kWarps = 32, kThreads = kWarps * kWarp;
+constexpr int kSelectWarps = 8, kSelectThreads = kSelectWarps * kWarp;
 
 // Which neurons of a word are among the first `n_neurons`.
 __device__ __forceinline__ uint32_t first_ones(int n_neurons, int word) {
@@ -25,13 +25,13 @@ __device__ __forceinline__ int lanes_before(int x) {
   return sum - x;
 }
 
-// Sum of x over the threads before this one, and of all. `shared` [kWarps] is free again after the next barrier.
+// Sum of x over the threads before this one, and of all. `shared` [kSelectWarps] is free again after the next barrier.
 __device__ __forceinline__ int threads_before(int x, int* shared, int& all) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int before = lanes_before(x);
   if (lane == kWarp - 1) shared[warp] = before + x;
   __syncthreads();
-  const int sums = shared[lane], sums_before = lanes_before(sums);
+  const int sums = lane < kSelectWarps ? shared[lane] : 0, sums_before = lanes_before(sums);
   all = __shfl_sync(kAllLanes, sums_before + sums, kWarp - 1);
   return __shfl_sync(kAllLanes, sums_before, warp) + before;
 }
@@ -47,23 +47,23 @@ __device__ __forceinline__ void write_list(int32_t* list, int first, uint32_t he
   }
 }
 
-__global__ void __launch_bounds__(kThreads) select_neurons(Select a) {
-  __shared__ int sums[2][kWarps], cold_sums[kWarps];
-  const int words = mask_words(a.n_neurons);
+// Every thread of the block calls; `mask` [rows, mask words] is what all blocks wrote.
+__device__ __forceinline__ void select_neurons(const Select& a, const uint32_t* mask, int n_neurons, int rows) {
+  __shared__ int sums[2][kSelectWarps], cold_sums[kSelectWarps];
+  const int words = mask_words(n_neurons);
   if (a.host_mask) {
-    for (int i = threadIdx.x; i < a.rows * words; i += kThreads) a.host_mask[i] = a.mask[i];
+    for (int i = threadIdx.x; i < rows * words; i += kSelectThreads) a.host_mask[i] = mask[i];
     __threadfence_system();
     __syncthreads();
     if (threadIdx.x == 0) signal(a.signal);
   }
   int count = 0, cold = 0;
-  for (int begin = 0, side = 0; begin < words; begin += kThreads, side ^= 1) {
+  for (int begin = 0, side = 0; begin < words; begin += kSelectThreads, side ^= 1) {
     const int word = begin + static_cast<int>(threadIdx.x);
-    const uint32_t exist = first_ones(a.n_neurons, word), resident = first_ones(a.resident, word);
-    uint32_t wanted = a.mask ? 0u : exist;
-    if (!a.mask) cold += a.rows * __popc(exist & ~resident);
-    for (int t = 0; a.mask && word < words && t < a.rows; ++t) {
-      const uint32_t row = a.mask[size_t(t) * words + word] & exist;
+    const uint32_t exist = first_ones(n_neurons, word), resident = first_ones(a.resident, word);
+    uint32_t wanted = 0;
+    for (int t = 0; word < words && t < rows; ++t) {
+      const uint32_t row = mask[size_t(t) * words + word] & exist;
       wanted |= row;
       cold += __popc(row & ~resident);
     }
@@ -80,9 +80,5 @@ __global__ void __launch_bounds__(kThreads) select_neurons(Select a) {
     *a.cold = all_cold;
   }
 }
-
-}  // namespace
-
-void select(void* stream, const Select& a) { PI_LAUNCH(select_neurons, dim3(1), dim3(kThreads), 0, stream, a); }
 
 }  // namespace pi::cuda

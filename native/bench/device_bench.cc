@@ -30,6 +30,7 @@ struct Shape {
 const char* type_name(DType type) { return type == DType::kF16 ? "f16" : type == DType::kQ8_0 ? "q8_0" : "q4_0"; }
 
 constexpr int kPasses = 7, kParts = 16, kMostRows = 8;
+constexpr int kTailPercent = 10;  // of the neurons, where what follows them is measured, too
 
 // Device memory for as long as the program runs.
 template <typename T>
@@ -59,13 +60,16 @@ class Bench {
     std::vector<float> ones(size_t(kMostRows) * (1 << 16), 1.0f);
     x_ = device_array(device_, ones);
     quants_ = device_array(device_, std::vector<int8_t>(ones.size(), 1));
+    stream_ = device_array<float>(device_, 2 * ones.size());
+    arrivals_ = device_array<uint32_t>(device_, arrival_words(kMostRows, 1, 1 << 16) + 1);
     bandwidth_ = sweep();
   }
 
   void run(const Shape& shape) {
     for (DType type : {DType::kF16, DType::kQ4_0}) {
       for (int rows : {1, kMostRows}) project(shape, type, rows);
-      for (int percent : {5, 10, 100}) ffn(shape, type, percent, 1);
+      for (int rows : {1, 2}) output(shape, type, rows);
+      for (int percent : {5, kTailPercent, 100}) ffn(shape, type, percent, 1);
       ffn(shape, type, 100, kMostRows);
     }
   }
@@ -193,6 +197,29 @@ class Bench {
     json_ += line;
   }
 
+  // Of rows of the stream, to the scratch behind them.
+  Norm norm(float* stream, int dim, int rows) const {
+    return {stream, x_, nullptr, 1e-5f, {stream_ + size_t(kMostRows) * dim, nullptr, nullptr, dim}, rows, nullptr, {}, arrivals_};
+  }
+
+  // An output projection and the norm of what it makes, in one launch and in two.
+  void output(const Shape& shape, DType type, int rows) {
+    const size_t count = sets(type, shape.dim, shape.dim, 1);
+    for (const bool together : {true, false}) {
+      const double seconds = best([&] {
+        for (size_t set = 0; set < count; ++set) {
+          Project a;
+          a.outputs[0] = {matrix(type, shape.dim, shape.dim, set), nullptr, stream_};
+          a.x = input(shape.dim), a.rows = rows, a.add = true;
+          if (together) a.norm = norm(stream_, shape.dim, rows);
+          k_.project(device_.stream(), a);
+          if (!together) k_.norm(device_.stream(), norm(stream_, shape.dim, rows));
+        }
+      });
+      report(together ? "o and norm" : "o, norm: two launches", shape, type, rows, 1.0 * shape.dim * device_row_bytes(type, shape.dim), seconds / count);
+    }
+  }
+
   // `percent` of the neurons, evenly spread, all of which fire; as many disjoint lists as there are.
   void ffn(const Shape& shape, DType type, int percent, int rows) {
     const int n = shape.neurons, lists = 100 / percent;
@@ -208,7 +235,21 @@ class Bench {
     uint32_t* const active = device_array<uint32_t>(device_, mask_words(n) + 1);
     float* const parts = device_array<float>(device_, size_t(kParts) * rows * shape.dim);
     const size_t layers = sets(type, n, shape.dim, 3);
-    const auto pass = [&](bool with_down) {
+    Merge merge;
+    merge.base = merge.y = stream_, merge.parts = parts, merge.n_parts = kParts, merge.rows = rows, merge.dim = shape.dim;
+    merge.arrivals = arrivals_, merge.norm = norm(stream_, shape.dim, rows);
+    enum class Until { kNeurons, kDown, kEnd, kEndApart };
+    const auto pass = [&](Until until) {
+      const auto end = [&](const DeviceMatrix& down) {
+        const Merge apart;
+        if (until == Until::kNeurons) return;
+        k_.down(device_.stream(), {down, active, act, n, rows, kParts, parts, until == Until::kEnd ? merge : apart, arrivals_ + 1});
+        if (until != Until::kEndApart) return;
+        Merge alone = merge;
+        alone.norm = {};
+        k_.merge(device_.stream(), alone);
+        k_.norm(device_.stream(), merge.norm);
+      };
       return best([&] {
                for (size_t layer = 0; layer < layers; ++layer) {
                  for (int l = 0, at = 0; l < lists; at += counts[l++]) {
@@ -217,19 +258,20 @@ class Bench {
                    a.gate_bias = open, a.list = device_lists + at, a.count = device_counts + l, a.n_neurons = n;
                    a.x = input(shape.dim), a.rows = rows, a.act = act, a.active = active;
                    k_.neurons(device_.stream(), a);
-                   if (with_down)
-                     k_.down(device_.stream(),
-                             {matrix(type, n, shape.dim, 3 * layer + 2), active, act, n, rows, kParts, parts});
+                   end(matrix(type, n, shape.dim, 3 * layer + 2));
                  }
                }
              }) /
              (double(layers) * lists);
     };
-    const double both = pass(true), first = pass(false),
-                 row_bytes = double(device_row_bytes(type, shape.dim)) * n / lists;
+    const double row_bytes = double(device_row_bytes(type, shape.dim)) * n / lists;
     const std::string share = " of " + std::to_string(percent) + " %";
-    report(("neurons" + share).c_str(), shape, type, rows, 2 * row_bytes, first);
-    report(("neurons, down" + share).c_str(), shape, type, rows, 3 * row_bytes, both);
+    report(("neurons" + share).c_str(), shape, type, rows, 2 * row_bytes, pass(Until::kNeurons));
+    report(("neurons, down" + share).c_str(), shape, type, rows, 3 * row_bytes, pass(Until::kDown));
+    if (percent == kTailPercent) {
+      report("and end: one launch", shape, type, rows, 3 * row_bytes, pass(Until::kEnd));
+      report("and end: three", shape, type, rows, 3 * row_bytes, pass(Until::kEndApart));
+    }
     for (void* memory : {static_cast<void*>(device_lists), static_cast<void*>(device_counts), static_cast<void*>(open),
                          static_cast<void*>(act), static_cast<void*>(active), static_cast<void*>(parts)}) {
       device_.free(memory);
@@ -243,6 +285,8 @@ class Bench {
   uint64_t* stamps_ = nullptr;
   float* x_ = nullptr;
   int8_t* quants_ = nullptr;
+  float* stream_ = nullptr;  // [2, kMostRows, a row's columns]
+  uint32_t* arrivals_ = nullptr;
   double bandwidth_ = 0;
   std::string json_;
 };

@@ -115,16 +115,19 @@ __device__ __forceinline__ uint16_t block_scale(DType type, const uint8_t* row, 
   return __ldg(reinterpret_cast<const uint16_t*>(row + scales_offset(type, cols)) + block);
 }
 
+// 16 bytes of a block type, with the block's scale in f16.
+struct ScaledChunk {
+  uint4 w;
+  uint16_t d;
+};
+
 // Half a block: two neighbouring lanes have one.
 template <>
 struct Weights<DType::kQ8_0> {
   static constexpr int kColumns = 16, kUnits = 1;
   static constexpr bool kBlocks = true;
   using Sum = float;
-  struct Chunk {
-    uint4 w;
-    uint16_t d;
-  };
+  using Chunk = ScaledChunk;
   struct Values {
     uint4 w;
     float d;
@@ -145,10 +148,7 @@ struct Weights<DType::kQ4_0> {
   static constexpr int kColumns = 32, kUnits = 2;
   static constexpr bool kBlocks = true;
   using Sum = float;
-  struct Chunk {
-    uint4 w;
-    uint16_t d;
-  };
+  using Chunk = ScaledChunk;
   struct Values {
     uint4 low, high;
     float d;

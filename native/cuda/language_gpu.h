@@ -20,19 +20,6 @@ __device__ __forceinline__ float f16_bits_to_f32(uint16_t h) { return __half2flo
 __device__ __forceinline__ uint16_t f32_to_f16_bits(float x) { return __half_as_ushort(__float2half_rn(x)); }
 __device__ __forceinline__ float bf16_bits_to_f32(uint16_t h) { return __uint_as_float(static_cast<uint32_t>(h) << 16); }
 
-template <typename T>
-__device__ __forceinline__ T load_system(const T* p) {
-  const T x = *static_cast<const volatile T*>(p);
-  __threadfence_system();
-  return x;
-}
-
-template <typename T>
-__device__ __forceinline__ void store_system(T* p, T x) {
-  __threadfence_system();
-  *static_cast<volatile T*>(p) = x;
-}
-
 }  // namespace pi::cuda
 
 #define PI_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                                     \

@@ -327,7 +327,7 @@ extern "C" __attribute__((visibility("default"))) pi::cuda::Device* pi_open_devi
   }
   try {
     // All code is loaded with the context, so that it is counted with it, and not when a kernel first runs.
-    ::setenv("CUDA_MODULE_LOADING", "EAGER", 0);
+    ::setenv(kLoadAtOnce[0], kLoadAtOnce[1], 0);
     const std::string why = obstacle(ordinal);
     std::snprintf(reason, reason_bytes, "%s", why.c_str());
     return why.empty() ? new CudaDevice(ordinal) : nullptr;

@@ -93,8 +93,11 @@ interface Report extends Machine {
 function describeGpu(gpu: DeviceReport): string {
   if (!gpu.found) return `none: ${gpu.reason}`;
   const memory = `${formatBytes(gpu.freeBytes)} of ${formatBytes(gpu.totalBytes)} free (${formatBytes(gpu.contextBytes)} are this process's context)`;
+  const interfaceName = gpu.backend === "hip" ? "HIP" : "CUDA";
   const versions =
-    gpu.backend === "emulated" ? "" : `; driver for CUDA ${gpu.driverVersion}, built with ${gpu.runtimeVersion}`;
+    gpu.backend === "emulated"
+      ? ""
+      : `; driver for ${interfaceName} ${gpu.driverVersion}, built with ${gpu.runtimeVersion}`;
   return `${gpu.name}, compute capability ${gpu.compute}, ${gpu.multiprocessors} multiprocessors, ${memory}${versions}`;
 }
 

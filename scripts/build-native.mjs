@@ -1,6 +1,7 @@
 // Builds the native addon into build/Release with CMake. `--if-possible`: where the tools are missing, say so and succeed.
 // The part for NVIDIA GPUs is built where there are a driver and nvcc; PI_CUDA=1 builds it with nvcc alone, PI_CUDA=0 never.
-// PI_CUDA_ARCHITECTURES=native compiles for this machine's GPU only, which takes a fraction of the time.
+// PI_CUDA_ARCHITECTURES=native compiles for this machine's GPU only, which takes a fraction of the time. PI_HIP=1 builds the
+// part for AMD GPUs, with hipcc.
 import { spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";
 import { availableParallelism } from "node:os";
@@ -44,8 +45,12 @@ if (missing.length > 0) {
 
 const generator =
   !existsSync(join(root, "build", "CMakeCache.txt")) && works("ninja", "--version") ? ["-G", "Ninja"] : [];
-const { PI_CUDA, PI_CUDA_ARCHITECTURES } = process.env;
-const cuda = [`-DPI_CUDA=${PI_CUDA ? (PI_CUDA === "0" ? "OFF" : "ON") : "AUTO"}`];
-if (PI_CUDA_ARCHITECTURES) cuda.push(`-DPI_CUDA_ARCHITECTURES=${PI_CUDA_ARCHITECTURES}`);
-run("cmake", ["-S", "native", "-B", "build", ...generator, "-DCMAKE_BUILD_TYPE=Release", ...cuda]);
+const { PI_CUDA, PI_CUDA_ARCHITECTURES, PI_HIP, PI_HIP_ARCHITECTURES } = process.env;
+const gpu = [
+  `-DPI_CUDA=${PI_CUDA ? (PI_CUDA === "0" ? "OFF" : "ON") : "AUTO"}`,
+  `-DPI_HIP=${PI_HIP && PI_HIP !== "0" ? "ON" : "OFF"}`,
+];
+if (PI_CUDA_ARCHITECTURES) gpu.push(`-DPI_CUDA_ARCHITECTURES=${PI_CUDA_ARCHITECTURES}`);
+if (PI_HIP_ARCHITECTURES) gpu.push(`-DPI_HIP_ARCHITECTURES=${PI_HIP_ARCHITECTURES}`);
+run("cmake", ["-S", "native", "-B", "build", ...generator, "-DCMAKE_BUILD_TYPE=Release", ...gpu]);
 run("cmake", ["--build", "build", "--parallel", String(availableParallelism())]);

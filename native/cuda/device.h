@@ -77,7 +77,7 @@ class Device {
   virtual void* stream() const = 0;
 };
 
-// Which device to open: PI_DEVICE=none|cuda|emulated overrides; otherwise cuda. `ordinal` counts CUDA's visible devices.
+// Which device to open: PI_DEVICE=none|cuda|hip|emulated overrides; otherwise cuda. `ordinal` counts CUDA's visible devices.
 struct Opened {
   std::shared_ptr<Device> device;  // null where there is none
   std::string reason;              // then: why, in a sentence's half, e.g. "no NVIDIA driver is loaded"

@@ -4,6 +4,7 @@
 
 #include <hip/hip_fp16.h>
 #include <hip/hip_runtime.h>
+#include <unistd.h>
 
 #include <cstdint>
 
@@ -12,7 +13,7 @@
 #define cudaDeviceProp hipDeviceProp_t
 #define cudaDevAttrComputeCapabilityMajor hipDeviceAttributeComputeCapabilityMajor
 #define cudaDevAttrComputeCapabilityMinor hipDeviceAttributeComputeCapabilityMinor
-#define cudaDriverGetVersion(version) pi::cuda::as_cuda_numbers(hipDriverGetVersion, version)
+#define cudaDriverGetVersion pi::cuda::driver_version
 #define cudaErrorInsufficientDriver hipErrorInsufficientDriver
 #define cudaErrorMemoryAllocation hipErrorOutOfMemory
 #define cudaErrorNoDevice hipErrorNoDevice
@@ -91,6 +92,11 @@ inline hipError_t as_cuda_numbers(hipError_t (*get)(int*), int* version) {
   const hipError_t status = get(version);
   *version = *version / 10'000'000 * 1000 + *version / 100'000 % 100 * 10;
   return status;
+}
+
+// HIP tells its own version where there is no driver, too; the driver is there where its device is.
+inline hipError_t driver_version(int* version) {
+  return ::access("/dev/kfd", F_OK) == 0 ? as_cuda_numbers(hipDriverGetVersion, version) : hipErrorNoDevice;
 }
 
 // HIP 5.2 has no hipGraphUpload: there a program takes its memory when it is first launched.

@@ -147,6 +147,7 @@ __device__ __forceinline__ void multiply_add(const Fragments& f, float (&c)[4]) 
   if (!mine.done) multiply_met<kBF16>(told.values);
 #else
   const int lane = threadIdx.x % 32, g = lane / 4;
+#pragma unroll 1  // else all of a step's exchanges are asked for first, and registers spill
   for (int from = 0; from < 4; ++from) {  // the lane of each group of four that holds the next elements
     uint32_t a[4], b[2][2];
     for (int word = 0; word < 4; ++word) a[word] = __shfl_sync(0xffffffffu, f.a[word], 4 * g + from);

@@ -32,6 +32,10 @@ Opened none(std::string reason) { return {nullptr, std::move(reason)}; }
 // What a module that is not there would have been for.
 std::string not_built(const std::string& name) {
   if (name == "pi_emulated") return "the emulator was not built; build it with: cmake --build build --target pi_emulated";
+  if (name == "pi_hip") {
+    if (::access("/dev/kfd", F_OK) != 0) return "no AMD driver is loaded";
+    return "an AMD driver is loaded, but the engine was built without HIP; install hipcc, then: PI_HIP=1 npm run build:native";
+  }
   const bool driver = ::access("/proc/driver/nvidia/version", F_OK) == 0 || ::access("/usr/lib/wsl/lib/libcuda.so.1", F_OK) == 0;
   if (!driver) return "no NVIDIA driver is loaded";
   return "an NVIDIA driver is loaded, but the engine was built without CUDA; install the CUDA toolkit (nvcc), then: npm run build:native";
@@ -61,7 +65,8 @@ Opened open_device(int ordinal) {
   if (which == "none") return none("PI_DEVICE is none");
   if (which == "emulated") return open_module("pi_emulated", ordinal);
   if (which == "cuda") return open_module("pi_cuda", ordinal);
-  return none("PI_DEVICE is " + which + ", not none, cuda or emulated");
+  if (which == "hip") return open_module("pi_hip", ordinal);
+  return none("PI_DEVICE is " + which + ", not none, cuda, hip or emulated");
 }
 
 }  // namespace pi::cuda

@@ -66,9 +66,11 @@ describe("the device of the addon", () => {
     try {
       expect(await device({ PI_DEVICE: "none" })).toEqual({ found: false, reason: "PI_DEVICE is none" });
       const unknown = await device({ PI_DEVICE: "abacus" });
-      expect(unknown).toEqual({ found: false, reason: "PI_DEVICE is abacus, not none, cuda or emulated" });
+      expect(unknown).toEqual({ found: false, reason: "PI_DEVICE is abacus, not none, cuda, hip or emulated" });
       const absent = await device({ PI_DEVICE: "emulated", PI_DEVICE_PATH: folder });
       expect(absent).toMatchObject({ found: false, reason: expect.stringContaining("was not built") as string });
+      const amd = await device({ PI_DEVICE: "hip", PI_DEVICE_PATH: folder });
+      expect(amd).toMatchObject({ found: false, reason: expect.stringMatching(/\bAMD driver is loaded/) as string });
       await writeFile(join(folder, "pi_emulated.so"), "not a library");
       const broken = await device({ PI_DEVICE: "emulated", PI_DEVICE_PATH: folder });
       expect(broken).toMatchObject({ found: false, reason: expect.stringContaining("does not load") as string });

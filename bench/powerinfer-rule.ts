@@ -6,7 +6,8 @@
  * integer program has no other constraint that binds, so its optimum is the global greedy choice, which this makes.
  */
 import type { ModelCosts } from "../place/costs.ts";
-import { nothing, type Split } from "../place/plan.ts";
+import { nothing } from "../place/plan.ts";
+import type { Split } from "../place/price.ts";
 
 const GROUP = 256;
 

@@ -28,6 +28,8 @@ export interface Gpu {
   bandwidth: number;
   /** Taken by the driver's context and libraries before the first weight is loaded. */
   reservedBytes: number;
+  /** What a kernel of a recorded program takes beside what it reads; absent in files of 0.1.0 and data sheets. */
+  launchSeconds?: number;
 }
 
 /** The costs of decoding on the CPU, all its threads together unless said otherwise. */
@@ -103,6 +105,7 @@ export function readHardware(fields: Fields): Hardware {
       vramBytes: gpu.integer("vramBytes"),
       bandwidth: gpu.number("bandwidth", 1),
       reservedBytes: gpu.integer("reservedBytes"),
+      ...(gpu.has("launchSeconds") && { launchSeconds: gpu.number("launchSeconds") }),
     },
     link: { bandwidth: link.number("bandwidth", 1), syncSeconds: link.number("syncSeconds") },
     source: fields.string("source"),

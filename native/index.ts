@@ -86,6 +86,8 @@ export interface DeviceMeasurement {
   linkBandwidth: number;
   /** T_sync: a kernel gives a row to the host, which answers at once, and another kernel has the answer. */
   syncSeconds: number;
+  /** Of a small kernel in a recorded program, which reads what the one before it wrote. */
+  launchSeconds: number;
 }
 
 /** How keys and values are kept; `q8` in 8 bits, with a scale per position and head. */
@@ -206,6 +208,8 @@ export interface GpuStats {
   waits: number;
   hostWaitSeconds: number;
   gpuLaunches: number;
+  /** What recorded steps of decoding did on the GPU, one after the other: kernels, and copies of what changes. */
+  kernels: number;
   /** With `adapt`: pairs of neurons that changed places, and why no more will, where something went wrong. */
   swaps: number;
   swapsStopped?: string;

@@ -21,6 +21,8 @@ export interface ModelCosts {
   kv: { type: KvType; heads: number; queries: number; headDim: number; tokens: number };
   /** Width of the stream. */
   dim: number;
+  /** Attention and FFN read the same normed stream. */
+  sharedNorm: boolean;
   /** Activations of the rows in flight on the GPU. */
   scratch: number;
   /** What stays with the CPU: the embedding, of which a token reads a row. With `tiedHead` it is the head as well. */
@@ -110,6 +112,7 @@ export function modelCosts(
     },
     kv: { type: kvType, heads: nKvHeads, queries: config.nHeads / nKvHeads, headDim, tokens: attended },
     dim: config.dim,
+    sharedNorm: config.sharedNorm,
     scratch: device.scratch,
     lookups: bytesOf(model, "pos_embed.weight") + embed.bytes,
     tiedHead: config.tiedHead,

@@ -3,9 +3,8 @@ import type { Cpu } from "../formats/hardware.ts";
 import type { PredictorMetrics } from "../formats/predictors.ts";
 import { modelCosts, type CostModel, type CostOptions, type LayerActivity } from "./costs.ts";
 import { priceOnCpu, type CpuPrices } from "./cpu-price.ts";
-import type { Split } from "./plan.ts";
 import { predict } from "./predict.ts";
-import type { GpuHardware } from "./price.ts";
+import type { GpuHardware, Split } from "./price.ts";
 
 /** An artifact, as far as its speed depends on it. */
 export interface Forecastable {

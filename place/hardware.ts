@@ -1,5 +1,6 @@
 import type { Gpu, Hardware } from "../formats/hardware.ts";
 import { machineName, readHardwareText } from "../io/hardware.ts";
+import { DEFAULT_LAUNCH_SECONDS } from "../model/gpu-kernels.ts";
 import { measureCpu, measurement, type CpuMeasurement } from "../model/measure-cpu.ts";
 import { native } from "../native/index.ts";
 import type { GpuHardware } from "./price.ts";
@@ -9,7 +10,11 @@ import type { GpuHardware } from "./price.ts";
  * paper's larger machine (examples/hardware/rtx-4090-ddr5.json; a test compares), with as much memory as the budget
  * says and no runtime context, as there is no runtime to hold one.
  */
-export const REFERENCE = { name: "reference GPU (as fast as an RTX 4090)", bandwidth: 1008e9 };
+export const REFERENCE = {
+  name: "reference GPU (as fast as an RTX 4090)",
+  bandwidth: 1008e9,
+  launchSeconds: DEFAULT_LAUNCH_SECONDS,
+};
 export const REFERENCE_LINK = { bandwidth: 25e9, syncSeconds: 20e-6 };
 
 const referenceGpu = (vramBytes: number): Gpu => ({ ...REFERENCE, vramBytes, reservedBytes: 0 });
@@ -22,9 +27,12 @@ export async function measureGpu(): Promise<Pick<GpuHardware, "gpu" | "link"> | 
   const device = native().device();
   if (!device.found) return null;
   const bytes = GPU_PROBE_BYTES[device.backend === "emulated" ? "emulated" : "cuda"];
-  const { bandwidth, linkBandwidth, syncSeconds } = await native().probeDevice(bytes);
+  const { bandwidth, linkBandwidth, syncSeconds, launchSeconds } = await native().probeDevice(bytes);
   const { name, totalBytes: vramBytes, contextBytes: reservedBytes } = device;
-  return { gpu: { name, vramBytes, bandwidth, reservedBytes }, link: { bandwidth: linkBandwidth, syncSeconds } };
+  return {
+    gpu: { name, vramBytes, bandwidth, reservedBytes, launchSeconds },
+    link: { bandwidth: linkBandwidth, syncSeconds },
+  };
 }
 
 /** This machine as a hardware file, with its GPU where it has one. Takes several seconds. */

@@ -50,8 +50,11 @@ export interface PlaceResult {
 
 const DEFAULT_CONTEXT = 4096;
 
-/** Of the rule by which parts go to the GPU: what an earlier one placed is placed again. 2: neurons with their predictor. */
-const RULE = 2;
+/**
+ * Of the rule by which parts go to the GPU: what an earlier one placed is placed again. 2: neurons with their predictor. 3: kernels
+ * cost a launch, and meetings what they cost beside their neighbours.
+ */
+const RULE = 3;
 
 /**
  * Decides which neurons, attention layers, predictors and head live on the GPU, orders every layer's neurons hot first

@@ -1,6 +1,14 @@
+import { tokenKernels } from "../model/gpu-kernels.ts";
 import type { ModelCosts } from "./costs.ts";
-import { isEverything, type Split } from "./plan.ts";
-import { ffnExchanges, ffnSeconds, prefixSums, priceToken, type GpuHardware, type Prices } from "./price.ts";
+import {
+  layerOnGpu,
+  prefixSums,
+  priceToken,
+  tokenSeconds,
+  type GpuHardware,
+  type Prices,
+  type Split,
+} from "./price.ts";
 
 export interface Prediction {
   tokensPerSecond: number;
@@ -8,43 +16,35 @@ export interface Prediction {
   gpuShare: number;
   /** Per layer: share of the activations that the GPU's neurons make up. */
   impactShares: number[];
+  /** Kernels of a token, and what they take for being kernels. */
+  kernels: number;
+  launchSeconds: number;
 }
 
-/**
- * Decoding speed of a split: attention and FFN of every layer in turn, the two halves of an FFN side by side
- * ({@link ffnSeconds}), which then exchange what they found. The stream is where the next layer's attention, or the head, is;
- * a token begins and ends with the CPU. Each time it crosses over takes half a synchronisation. A GPU that has everything leaves
- * nothing to the CPU but to ask for the token.
- */
+/** What a split should give, by {@link tokenSeconds}. */
 export function predict(
   split: Split,
   costs: ModelCosts,
   hardware: GpuHardware,
   prices: Prices = priceToken(costs, hardware),
 ): Prediction {
-  const { syncSeconds } = hardware.link;
-  let seconds = isEverything(split, costs) ? 0 : prices.fixed;
   let gpuWork = 0;
   let allWork = 0;
-  const impactShares = split.layers.map((layer, l) => {
-    const { frequency } = costs.layers[l]!;
-    const price = prices.layers[l]!;
-    const { work } = price;
-    const n = frequency.length;
-    seconds += layer.attention ? price.attention.gpu : price.attention.cpu;
-    seconds += ffnSeconds(price, layer) + syncSeconds * ffnExchanges(price, layer, layer.attention);
-    gpuWork += work[layer.gpuNeurons]!;
-    allWork += work[n]!;
-    const impact = prefixSums(frequency);
-    return impact[n]! > 0 ? impact[layer.gpuNeurons]! / impact[n]! : layer.gpuNeurons / n;
+  const impactShares = split.layers.map(({ gpuNeurons }, l) => {
+    const { work } = prices.layers[l]!;
+    gpuWork += work[gpuNeurons]!;
+    allWork += work.at(-1)!;
+    const impact = prefixSums(costs.layers[l]!.frequency);
+    const all = impact.at(-1)!;
+    return all > 0 ? impact[gpuNeurons]! / all : gpuNeurons / (impact.length - 1);
   });
-  seconds += split.head ? prices.head.gpu : prices.head.cpu;
-  seconds += (crossings(split) * syncSeconds) / 2;
-  return { tokensPerSecond: 1 / seconds, gpuShare: allWork > 0 ? gpuWork / allWork : 0, impactShares };
-}
-
-/** How often the stream goes from one device to the other in a token. */
-function crossings({ layers, head }: Split): number {
-  const stops = [false, ...layers.map(({ attention }) => attention), head, false];
-  return stops.filter((gpu, i) => i > 0 && gpu !== stops[i - 1]).length;
+  const layers = split.layers.map((layer, l) => layerOnGpu(layer, prices.layers[l]!));
+  const kernels = tokenKernels(layers, split.head, costs.sharedNorm);
+  return {
+    tokensPerSecond: 1 / tokenSeconds(split, prices),
+    gpuShare: allWork > 0 ? gpuWork / allWork : 0,
+    impactShares,
+    kernels,
+    launchSeconds: kernels * prices.launchSeconds,
+  };
 }

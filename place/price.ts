@@ -1,5 +1,6 @@
 import type { Gpu, Hardware } from "../formats/hardware.ts";
 import type { LayerPlacement } from "../formats/placement.ts";
+import { DEFAULT_LAUNCH_SECONDS, KERNELS, layerKernels, type LayerOnGpu } from "../model/gpu-kernels.ts";
 import type { ModelCosts } from "./costs.ts";
 import { priceOnCpu } from "./cpu-price.ts";
 
@@ -18,12 +19,19 @@ export interface Prices {
   head: Price;
   /** What the CPU does whatever is placed: crossings, norms, waits, choosing the token. */
   fixed: number;
+  /** T_sync: one device gives the other something, and has its answer. */
+  syncSeconds: number;
+  /** What every kernel takes beside what it reads. */
+  launchSeconds: number;
+  sharedNorm: boolean;
 }
 
 export interface LayerPrices {
   /** Projections, and keys and values at the context that the costs are of. */
   attention: Price;
   predictor: Price;
+  /** The predictor's matrices; 0 where a layer has none. */
+  scores: number;
   /** One neuron read whole. */
   neuron: Price;
   /** Expected CPU seconds of the hottest neurons, by how many: [n + 1], from 0 on. */
@@ -36,7 +44,8 @@ export interface LayerPrices {
 
 /**
  * Prices every part of a token. On the CPU rows cost what the machine's loops were measured to take ({@link priceOnCpu});
- * on the GPU bytes over bandwidth, and of rows picked from all over it loses as much as the CPU.
+ * on the GPU bytes over bandwidth, and of rows picked from all over it loses as much as the CPU. What kernels and meetings cost
+ * beside that depends on what lies where: {@link layerSeconds}.
  */
 export function priceToken(costs: ModelCosts, hardware: GpuHardware): Prices {
   const cpu = priceOnCpu(costs, hardware.cpu);
@@ -46,13 +55,21 @@ export function priceToken(costs: ModelCosts, hardware: GpuHardware): Prices {
     return {
       attention: { cpu: attention, gpu: onGpu(layer.attention + layer.kvRead) },
       predictor: { cpu: predictor, gpu: onGpu(layer.predictor) },
+      scores: layer.predictor > 0 ? layer.predictorRows.length : 0,
       neuron: { cpu: neuron, gpu: onGpu(layer.neuron) },
       work: prefixSums(neurons),
       waits: chancesOfAny(layer.asked),
       gpuRatio: onGpu(layer.neuron) / neuron,
     };
   });
-  return { layers, head: { cpu: cpu.head, gpu: onGpu(costs.head.bytes) }, fixed: cpu.fixed };
+  return {
+    layers,
+    head: { cpu: cpu.head, gpu: onGpu(costs.head.bytes) },
+    fixed: cpu.fixed,
+    syncSeconds: hardware.link.syncSeconds,
+    launchSeconds: hardware.gpu.launchSeconds ?? DEFAULT_LAUNCH_SECONDS,
+    sharedNorm: costs.sharedNorm,
+  };
 }
 
 /** sums[n] = x[0] + … + x[n - 1] */
@@ -69,23 +86,91 @@ function chancesOfAny(p: Float64Array): Float64Array {
   return any;
 }
 
-/** Where the FFN of a layer is computed. */
-export type FfnSplit = Pick<LayerPlacement, "gpuNeurons" | "predictor">;
+/** What of a layer is on the GPU. */
+export type PlacedLayer = Pick<LayerPlacement, "gpuNeurons" | "attention" | "predictor">;
 
-/**
- * Seconds of a layer's FFN and its predictor, exchanges left out. The GPU scores all neurons and then computes its own, while
- * the CPU waits for the scores and then computes the others.
- */
-export function ffnSeconds({ predictor, work, gpuRatio }: LayerPrices, split: FfnSplit): number {
-  const onGpu = work[split.gpuNeurons]!;
-  return (split.predictor ? predictor.gpu : predictor.cpu) + Math.max(onGpu * gpuRatio, work.at(-1)! - onGpu);
+/** Where the FFN of a layer is computed. */
+export type FfnSplit = Omit<PlacedLayer, "attention">;
+
+/** Which parts of the model are on the GPU. */
+export interface Split {
+  layers: PlacedLayer[];
+  head: boolean;
+}
+
+/** A layer as its kernels are counted. */
+export function layerOnGpu(
+  { attention, gpuNeurons, predictor }: PlacedLayer,
+  { work, scores }: Pick<LayerPrices, "work" | "scores">,
+): LayerOnGpu {
+  const neurons = gpuNeurons === 0 ? "none" : gpuNeurons < work.length - 1 ? "some" : "all";
+  return { attention, scores: predictor ? scores : 0, neurons };
 }
 
 /**
- * How often, in a token, the devices tell each other what a layer's FFN reads and what it gives. Where attention is the
- * GPU's, whenever a neuron of the CPU is asked for; where it is the CPU's, always, unless the GPU has nothing to do.
+ * Seconds of a layer, from its attention until the stream is where the next layer (or the head) reads it: on the GPU if
+ * `merges`. Half a synchronisation passes each time one device waits for what the other has. Both halves of an FFN begin when
+ * they know what to compute: the GPU with its own scores; the host with those, which it must be told, or where nobody predicts
+ * at once. On the GPU's side every kernel costs a launch.
  */
-export function ffnExchanges({ waits }: LayerPrices, split: FfnSplit, attention: boolean): number {
-  if (attention) return waits[split.gpuNeurons]!;
-  return split.gpuNeurons > 0 || split.predictor ? 1 : 0;
+export function layerSeconds(prices: Prices, price: LayerPrices, layer: PlacedLayer, merges: boolean): number {
+  const { syncSeconds: sync, launchSeconds: launch } = prices;
+  const { attention, gpuNeurons, predictor } = layer;
+  const { work, waits } = price;
+  const kernels = layerKernels(layerOnGpu(layer, price), merges, prices.sharedNorm);
+  const before = attention ? price.attention.gpu + kernels.attention * launch : price.attention.cpu;
+  const asked = (predictor ? price.predictor.gpu : 0) + kernels.asked * launch;
+  const onGpu = work[gpuNeurons]! * price.gpuRatio + kernels.neurons * launch;
+  const onCpu = (predictor ? 0 : price.predictor.cpu) + work.at(-1)! - work[gpuNeurons]!;
+  const merge = kernels.merge * launch;
+  const [there, back] = [attention ? 0 : sync / 2, merges ? 0 : sync / 2];
+  if (gpuNeurons === 0 && !predictor) {
+    return before + (attention ? sync / 2 : 0) + asked + onCpu + merge + (merges ? sync / 2 : 0);
+  }
+  if (gpuNeurons === work.length - 1) return before + there + asked + onGpu + merge + back;
+  if (predictor) {
+    // Where no neuron of the host's is asked for, the GPU goes on by itself.
+    const both = merges ? Math.max(onGpu, waits[gpuNeurons]! * sync + onCpu) : back + Math.max(onGpu, onCpu);
+    return before + there + asked + both + merge;
+  }
+  if (attention === merges) {
+    return (
+      before + (merges ? asked + Math.max(onGpu, sync + onCpu) + merge : Math.max(sync + asked + onGpu + merge, onCpu))
+    );
+  }
+  return before + sync / 2 + asked + Math.max(onGpu, onCpu) + merge;
+}
+
+/** Seconds of the head, with the way to it and the token's way back; `layer`: where the stream comes from is priced there. */
+export function headSeconds({ head, syncSeconds, launchSeconds }: Prices, onGpu: boolean): number {
+  return onGpu ? head.gpu + KERNELS.head * launchSeconds + syncSeconds / 2 : head.cpu;
+}
+
+/** What the first layer's attention on the GPU costs besides: the stream comes from the host. */
+export function entrySeconds({ syncSeconds, launchSeconds }: Prices): number {
+  return syncSeconds / 2 + KERNELS.stream * launchSeconds;
+}
+
+/**
+ * Decoding time of a split: the layers in turn, then the head. A token begins and ends with the CPU. A GPU that has everything
+ * leaves nothing to the CPU but to ask for the token.
+ */
+export function tokenSeconds({ layers, head }: Split, prices: Prices): number {
+  const merges = (l: number): boolean => layers[l + 1]?.attention ?? head;
+  const sum = layers.reduce(
+    (seconds, layer, l) => seconds + layerSeconds(prices, prices.layers[l]!, layer, merges(l)),
+    headSeconds(prices, head) + (layers[0]?.attention ? entrySeconds(prices) : 0),
+  );
+  const used = head || layers.some((layer) => layer.attention || layer.predictor || layer.gpuNeurons > 0);
+  const step = used ? KERNELS.step * prices.launchSeconds : 0;
+  return sum + step + (isEverything({ layers, head }, prices) ? 0 : prices.fixed);
+}
+
+/** True for a split that leaves no part of the model to the CPU: no layer then waits for it. */
+export function isEverything({ layers, head }: Split, prices: Pick<Prices, "layers">): boolean {
+  const all = ({ gpuNeurons, attention, predictor }: PlacedLayer, l: number): boolean => {
+    const { work, scores } = prices.layers[l]!;
+    return gpuNeurons === work.length - 1 && attention && (predictor || scores === 0);
+  };
+  return head && layers.every(all);
 }

@@ -56,6 +56,7 @@ Napi::Value probe(const Napi::CallbackInfo& info) {
         out.Set("bandwidth", found->bandwidth);
         out.Set("linkBandwidth", found->link_bandwidth);
         out.Set("syncSeconds", found->sync_seconds);
+        out.Set("launchSeconds", found->launch_seconds);
         return out;
       });
 }

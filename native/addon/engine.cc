@@ -380,6 +380,7 @@ class EngineObject final : public Napi::ObjectWrap<EngineObject> {
     out.Set("waits", count(stats.waits));
     out.Set("hostWaitSeconds", stats.wait_seconds);
     out.Set("gpuLaunches", count(stats.launches));
+    out.Set("kernels", count(stats.kernels));
     out.Set("swaps", count(stats.swaps));
     if (!stats.swaps_stopped.empty()) out.Set("swapsStopped", stats.swaps_stopped);
     return out;

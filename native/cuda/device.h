@@ -29,6 +29,8 @@ enum class Queue : int { kCompute = 0, kCopy = 1 };
 class Program {
  public:
   virtual ~Program() = default;
+  // Kernels, copies and fills, one after the other.
+  virtual size_t operations() const = 0;
 };
 
 // A point in a queue. Belongs to its device.

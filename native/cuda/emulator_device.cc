@@ -55,7 +55,12 @@ class EmulatedEvent final : public Event {
 
 class EmulatedProgram final : public Program {
  public:
-  std::vector<WorkQueue::Operation> operations;
+  explicit EmulatedProgram(std::vector<WorkQueue::Operation> recorded) : recorded_(std::move(recorded)) {}
+  size_t operations() const override { return recorded_.size(); }
+  const std::vector<WorkQueue::Operation>& recorded() const { return recorded_; }
+
+ private:
+  std::vector<WorkQueue::Operation> recorded_;
 };
 
 class EmulatedDevice final : public Device {
@@ -146,13 +151,11 @@ class EmulatedDevice final : public Device {
   }
   std::unique_ptr<Program> end_recording() override {
     if (!compute_.recording()) throw std::runtime_error("emulated device: end_recording: nothing is recorded");
-    auto program = std::make_unique<EmulatedProgram>();
-    program->operations = compute_.end_recording();
-    return program;
+    return std::make_unique<EmulatedProgram>(compute_.end_recording());
   }
   void launch(Program& program) override {
     expect_no_recording("launch", Queue::kCompute);
-    for (const WorkQueue::Operation& operation : static_cast<EmulatedProgram&>(program).operations) compute_.push(operation);
+    for (const WorkQueue::Operation& operation : static_cast<EmulatedProgram&>(program).recorded()) compute_.push(operation);
   }
 
   const Kernels& kernels() const override { return kernels_; }

@@ -37,6 +37,7 @@
 #define cudaGraphDestroy hipGraphDestroy
 #define cudaGraphExecDestroy hipGraphExecDestroy
 #define cudaGraphExec_t hipGraphExec_t
+#define cudaGraphGetNodes hipGraphGetNodes
 #define cudaGraphInstantiate(program, graph, flags) hipGraphInstantiateWithFlags(program, graph, flags)
 #define cudaGraphLaunch hipGraphLaunch
 #define cudaGraphUpload pi::cuda::upload_graph

@@ -109,12 +109,18 @@ class CudaEvent final : public Event {
 class CudaProgram final : public Program {
  public:
   explicit CudaProgram(cudaGraph_t graph) {
+    const cudaError_t counted = cudaGraphGetNodes(graph, nullptr, &operations_);
     const cudaError_t status = cudaGraphInstantiate(&program, graph, 0);
     (void)cudaGraphDestroy(graph);
+    check("cudaGraphGetNodes", counted);
     check("cudaGraphInstantiate", status);
   }
   ~CudaProgram() override { (void)cudaGraphExecDestroy(program); }
+  size_t operations() const override { return operations_; }
   cudaGraphExec_t program = nullptr;
+
+ private:
+  size_t operations_ = 0;
 };
 
 class CudaDevice final : public Device {

@@ -19,6 +19,7 @@ using cuda::Queue;
 constexpr int kRounds = 5;      // of which the best counts
 constexpr int kRepeats = 8;     // of what one round times, so that neither its launch nor its end does
 constexpr int kMeetings = 64;   // one after the other
+constexpr int kKernels = 256;   // one after the other, so that the program's own launch does not count
 constexpr int kRow = 4096;      // elements that meet: a 7 B model's stream
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
@@ -140,11 +141,28 @@ double meeting_seconds(Device& device) {
   return seconds / kMeetings;
 }
 
+// A row goes from one place to another and back: kernels as small as any of a token's, each reading what the last one wrote.
+double launch_seconds(Device& device) {
+  size_t bytes = 2 * kRow * sizeof(float);
+  const auto memory = take_device(device, bytes);
+  if (bytes < 2 * kRow * sizeof(float)) throw std::runtime_error("device probe: there is no memory for two rows");
+  float* const rows[2] = {static_cast<float*>(memory.get()), static_cast<float*>(memory.get()) + kRow};
+  device.zero(Queue::kCompute, memory.get(), bytes);
+  device.begin_recording();
+  for (int i = 0; i < kKernels; ++i) device.kernels().receive(device.stream(), {{}, rows[i % 2], {rows[(i + 1) % 2], nullptr, nullptr, kRow}, 1});
+  const auto program = device.end_recording();
+  const double seconds = best_seconds([&] {
+    device.launch(*program);
+    device.synchronize(Queue::kCompute);
+  });
+  return seconds / kKernels;
+}
+
 }  // namespace
 
 DeviceProbe probe_device(Device& device, size_t bytes) {
   bytes = std::max<size_t>(4096, bytes / 256 * 256);
-  return {read_bandwidth(device, bytes), link_bandwidth(device, bytes), meeting_seconds(device)};
+  return {read_bandwidth(device, bytes), link_bandwidth(device, bytes), meeting_seconds(device), launch_seconds(device)};
 }
 
 }  // namespace pi::engine

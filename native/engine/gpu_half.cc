@@ -167,6 +167,7 @@ void GpuHalf::start(const GpuStep& step) {
     }
     traffic_ = recorded.traffic;
     device_->launch(*recorded.program);
+    stats_.kernels += recorded.program->operations();
   } else {
     issue(state_bytes);
   }
@@ -269,6 +270,7 @@ void GpuHalf::collect(GpuStats& stats, std::vector<LayerStats>& layers) {
   move(stats.gpu_neurons, stats_.gpu_neurons), move(stats.gpu_fired, stats_.gpu_fired);
   move(stats.transfers, stats_.transfers), move(stats.transfer_bytes, stats_.transfer_bytes);
   move(stats.waits, stats_.waits), move(stats.wait_seconds, stats_.wait_seconds), move(stats.launches, stats_.launches);
+  move(stats.kernels, stats_.kernels);
   move(stats.bytes.ffn, stats_.bytes.ffn), move(stats.bytes.predictor, stats_.bytes.predictor);
   move(stats.bytes.attention, stats_.bytes.attention), move(stats.bytes.kv, stats_.bytes.kv), move(stats.bytes.head, stats_.bytes.head);
 }

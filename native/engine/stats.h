@@ -36,6 +36,7 @@ struct GpuStats {
   uint64_t waits = 0;                          // of the host for the GPU
   double wait_seconds = 0;
   uint64_t launches = 0;  // calls that gave the GPU work: one a step where it was recorded
+  uint64_t kernels = 0;   // that recorded steps did, copies among them: each takes its turn
   // Weights and KV that decoding touched in the GPU's memory.
   BytesTouched bytes;
   uint64_t swaps = 0;         // pairs of neurons that changed places

@@ -6,15 +6,17 @@ import { silentContext } from "../../io/progress.ts";
 import type { Matrix } from "../../model/row-prices.ts";
 import { choosePlacement, type Count } from "../../place/choose.ts";
 import type { LayerCosts, ModelCosts } from "../../place/costs.ts";
-import { memoryOf, minimumNeurons, nothing, placementProblem, ramOf, type Split } from "../../place/plan.ts";
+import { placementChain, SIDES } from "../../place/chain.ts";
+import { everything, memoryOf, minimumNeurons, nothing, ramOf } from "../../place/plan.ts";
 import { predict } from "../../place/predict.ts";
-import { priceToken, type FfnSplit, type GpuHardware } from "../../place/price.ts";
+import { priceToken, tokenSeconds, type GpuHardware, type PlacedLayer, type Split } from "../../place/price.ts";
+import { solveChain } from "../../place/solve-chain.ts";
 import { BANDWIDTH_ONLY, costsOfShare } from "./ideal-work.ts";
 
 const MACHINE: Hardware & GpuHardware = {
   name: "test machine",
   cpu: { bandwidth: 50e9, work: BANDWIDTH_ONLY },
-  gpu: { name: "test GPU", vramBytes: 48 * 2 ** 30, bandwidth: 1000e9, reservedBytes: 1 << 29 },
+  gpu: { name: "test GPU", vramBytes: 48 * 2 ** 30, bandwidth: 1000e9, reservedBytes: 1 << 29, launchSeconds: 0 },
   link: { bandwidth: 25e9, syncSeconds: 20e-6 },
   source: "made up",
 };
@@ -67,6 +69,7 @@ function costsOf(shape: Shape, exponent = (layer: number): number => 0.3 + (laye
     head: { bytes: 2e6, device: 2e6, matrix: row(2e6), shortlist: false },
     kv: { type: "f16", heads: 0, queries: 1, headDim: 64, tokens: 0 },
     dim: 64,
+    sharedNorm: false,
     scratch: 1e6,
     lookups: 0,
     tiedHead: false,
@@ -114,60 +117,120 @@ describe("C_l", () => {
   });
 });
 
-const problemOf = (costs: ModelCosts) => placementProblem(costs, priceToken(costs, MACHINE), MACHINE.link, 1e9);
+const chainOf = (costs: ModelCosts, hardware = MACHINE) => placementChain(costs, priceToken(costs, hardware));
 
-describe("placementProblem", () => {
-  it("offers no layer that is smaller than C_l, and no part that saves less than one synchronisation", () => {
-    const costs = costsOf({ ...SMALL, neuron: 60, attention: 1000, predictor: 1000 });
-    const { groups, items } = problemOf({ ...costs, head: { ...costs.head, bytes: 0, device: 0 } });
-    expect(groups.map(({ sizes }) => sizes)).toEqual([[0], [0], [0]]);
-    expect(items.map(({ part }) => part)).toEqual(["ffn", "ffn", "ffn"]);
-  });
-
-  /** What the first layer's FFN offers. */
-  const ffnOf = (costs: ModelCosts) => {
-    const { items, groups } = problemOf(costs);
-    return { ...groups[0]!, splits: (items[0] as { splits: FfnSplit[] }).splits };
-  };
-
-  it("starts a layer with its predictor, goes on with C_l neurons and ends with all, the last batch smaller", () => {
-    const large = { ...SMALL, predictor: 2_000_000 };
-    const { splits, sizes, values } = ffnOf(costsOf(large, () => 0.9));
-    const { neuron } = priceToken(costsOf(large), MACHINE).layers[0]!;
-    const least = Math.ceil(minimumNeurons(neuron, MACHINE.link)! / 64) * 64;
-    const [none, predictor, first, second] = splits;
-    expect([none, predictor]).toEqual([
-      { gpuNeurons: 0, predictor: false },
-      { gpuNeurons: 0, predictor: true },
-    ]);
-    expect([first, second].map((split) => split!.gpuNeurons)).toEqual([least, least + 64]);
-    expect(splits.at(-1)).toEqual({ gpuNeurons: 1000, predictor: true });
-    expect(splits.slice(1).every((split) => split.predictor)).toBe(true);
-    expect(sizes).toEqual(splits.map((s) => s.gpuNeurons * SMALL.neuron + (s.predictor ? large.predictor : 0)));
-    for (let o = 1; o < values.length; o++) expect(values[o]).toBeGreaterThan(values[o - 1]!);
-  });
-
-  it("never offers neurons without the layer's predictor, nor a predictor that saves less than a synchronisation", () => {
-    const { splits } = ffnOf(costsOf(SMALL));
-    expect(splits[1]).toEqual({ gpuNeurons: expect.any(Number) as number, predictor: true });
-    expect(splits[1]!.gpuNeurons).toBeGreaterThan(0);
-    const exact = ffnOf(costsOf({ ...SMALL, predictor: 0 }));
+describe("placementChain", () => {
+  it("offers no neurons of a layer that is smaller than C_l, nor any without the layer's predictor", () => {
+    const [small] = chainOf(costsOf({ ...SMALL, neuron: 60, predictor: 0 })).layers;
+    expect(small!.splits).toEqual([{ gpuNeurons: 0, predictor: false }]);
+    const { splits } = chainOf(costsOf(SMALL)).layers[0]!;
+    expect(splits.slice(1).every(({ predictor }) => predictor)).toBe(true);
+    const exact = chainOf(costsOf({ ...SMALL, predictor: 0 })).layers[0]!;
     expect(exact.splits.some(({ predictor }) => predictor)).toBe(false);
     expect(exact.splits.at(-1)!.gpuNeurons).toBe(SMALL.nNeurons);
   });
 
-  it("counts what both devices save together: the slower of the two, and the merge unless no cold neuron is asked for", () => {
-    const costs = costsOf(SMALL, () => 0.5);
-    const { splits, values } = ffnOf(costs);
-    const all = costs.layers[0]!.frequency;
-    const read = (from: number, to: number) => all.subarray(from, to).reduce((a, b) => a + b, 0) * SMALL.neuron;
-    for (const [o, { gpuNeurons: n, predictor }] of splits.entries()) {
-      if (o === 0) continue;
-      const sides = Math.max(read(0, n) / 1000e9, read(n, 1000) / 50e9);
-      const asked = 1 - all.subarray(n).reduce((none, p) => none * (1 - p), 1);
-      const after = (predictor ? SMALL.predictor / 1000e9 : 0) + sides + asked * 20e-6;
-      expect(values[o]).toBeCloseTo(read(0, 1000) / 50e9 + SMALL.predictor / 50e9 - after, 12);
+  it("starts a layer with its predictor, goes on with C_l neurons and ends with all, the last batch smaller", () => {
+    const { splits, sizes } = chainOf(costsOf(SMALL)).layers[0]!;
+    const { neuron } = priceToken(costsOf(SMALL), MACHINE).layers[0]!;
+    const least = Math.ceil(minimumNeurons(neuron, MACHINE.link)! / 64) * 64;
+    expect(splits.slice(0, 4).map(({ gpuNeurons }) => gpuNeurons)).toEqual([0, 0, least, least + 64]);
+    expect(splits.at(-1)).toEqual({ gpuNeurons: 1000, predictor: true });
+    expect(sizes).toEqual(splits.map((s) => s.gpuNeurons * SMALL.neuron + (s.predictor ? SMALL.predictor : 0)));
+  });
+
+  it("adds up to what a token takes, whatever lies where", () => {
+    const costs = costsOf(SMALL);
+    const hardware = { ...MACHINE, gpu: { ...MACHINE.gpu, launchSeconds: 2e-6 } };
+    const prices = priceToken(costs, hardware);
+    const { layers, head, entry, rest } = chainOf(costs, hardware);
+    for (let seed = 1; seed < 200; seed++) {
+      const bit = (i: number) => ((seed * 2654435761) >>> i) & 1;
+      const side = (i: number) => SIDES[bit(i)]!;
+      const course = [side(3), side(5), side(7), side(9)];
+      const options = layers.map(({ splits }, l) => (seed * (l + 3)) % splits.length);
+      const split = {
+        layers: layers.map(({ splits }, l) => ({ ...splits[options[l]!]!, attention: course[l] === 1 })),
+        head: course[3] === 1,
+      };
+      if (memoryOf(split, costs, hardware.gpu).total === 0) continue;
+      const sum = layers.reduce(
+        (seconds, layer, l) => seconds + layer.seconds[course[l]!][course[l + 1]!][options[l]!]!,
+        rest + head.seconds[course[3]!] + course[0]! * entry,
+      );
+      expect(tokenSeconds(split, prices)).toBeCloseTo(sum, 12);
     }
+  });
+});
+
+describe("solveChain", () => {
+  /** Bytes of a split besides the runtime's context. */
+  const bytesOf = (split: Split, costs: ModelCosts): number => {
+    const { total, scratch, context } = memoryOf(split, costs, MACHINE.gpu);
+    return total - scratch - context;
+  };
+
+  it("finds what trying everything finds, and bounds it", () => {
+    const numbers = fc.record({
+      neuron: fc.integer({ min: 100, max: 20_000 }),
+      attention: fc.integer({ min: 1, max: 400 }).map((x) => 4000 * x),
+      predictor: fc.integer({ min: 0, max: 100 }).map((x) => 4000 * x),
+      sync: fc.double({ min: 0, max: 1e-4, noNaN: true }),
+      launch: fc.double({ min: 0, max: 5e-6, noNaN: true }),
+      share: fc.double({ min: 0, max: 1, noNaN: true }),
+      skew: fc.double({ min: 0, max: 1, noNaN: true }),
+    });
+    fc.assert(
+      fc.property(numbers, ({ sync, launch, share, skew, ...sizes }) => {
+        const shape = { nLayers: 3, nNeurons: 200, kv: 4000, ...sizes };
+        const costs = costsOf(shape, (layer) => skew * (1 + layer / 4));
+        const hardware = {
+          ...MACHINE,
+          gpu: { ...MACHINE.gpu, launchSeconds: launch },
+          link: { bandwidth: 25e9, syncSeconds: sync },
+        };
+        const prices = priceToken(costs, hardware);
+        const chain = placementChain(costs, prices);
+        const capacity = Math.floor(share * bytesOf(everything(costs), costs));
+        const found = solveChain(chain, capacity);
+        expect(bytesOf(found.split, costs)).toBeLessThanOrEqual(capacity);
+        const none = tokenSeconds(nothing(3), prices);
+        expect(none - tokenSeconds(found.split, prices)).toBeCloseTo(found.objective, 12);
+        let best = 0;
+        const layers = chain.layers.map(({ splits }) =>
+          splits.flatMap((split) => [false, true].map((attention) => ({ ...split, attention }))),
+        );
+        const [a, b, c] = layers as [PlacedLayer[], PlacedLayer[], PlacedLayer[]];
+        for (const head of [false, true]) {
+          for (const x of a) {
+            for (const y of b) {
+              for (const z of c) {
+                const split = { layers: [x, y, z], head };
+                if (bytesOf(split, costs) > capacity) continue;
+                // What everything saves besides is not the chain's to know.
+                const rest = tokenSeconds(split, { ...prices, fixed: 0 });
+                best = Math.max(best, tokenSeconds(nothing(3), { ...prices, fixed: 0 }) - rest);
+              }
+            }
+          }
+        }
+        expect(found.bound).toBeGreaterThanOrEqual(best * (1 - 1e-9) - 1e-15);
+        expect(found.objective).toBeGreaterThanOrEqual(best * (1 - 1e-6) - 1e-12);
+      }),
+      { numRuns: 60 },
+    );
+  });
+
+  it("lets no layer have a few neurons that save less than their kernels take", () => {
+    const costs = costsOf({ ...SMALL, predictor: 0 }, () => 2);
+    const at = (launchSeconds: number) => {
+      const prices = priceToken(costs, { ...MACHINE, gpu: { ...MACHINE.gpu, launchSeconds } });
+      return solveChain(placementChain(costs, { ...prices, syncSeconds: 1e-7 }), 1e9).split;
+    };
+    expect(at(0).layers.every(({ gpuNeurons }) => gpuNeurons > 0)).toBe(true);
+    const dear = at(2e-6);
+    expect(dear.layers.every(({ gpuNeurons }) => gpuNeurons === 0)).toBe(true);
+    expect(dear.layers.every(({ attention }) => attention)).toBe(true);
   });
 });
 
@@ -225,7 +288,7 @@ describe("choosePlacement", () => {
     const costs = costsOf(LARGE);
     const placement = await choose(costs, 24 * 2 ** 30);
     expectLegal(placement, LARGE);
-    expect(placement.gap).toBeLessThan(1e-6);
+    expect(placement.gap).toBeLessThan(1e-4);
     expect(placement.memory.total).toBeGreaterThan(24 * 2 ** 30 - 64 * LARGE.neuron);
     expect(placement.predicted.tokensPerSecond).toBeGreaterThan(placement.predicted.cpuOnlyTokensPerSecond);
   });
@@ -267,12 +330,11 @@ describe("the RAM budget", () => {
   });
 
   it("moves what saves no time, too, where it must, to a proven gap", async () => {
-    // A slow link: by time alone nothing is worth it but neurons.
+    // A slow link.
     const hardware = { ...MACHINE, link: { bandwidth: 25e9, syncSeconds: 1e-4 } };
     const costs = costsOf(SMALL);
     const ask = (ram?: number) => choosePlacement(costs, hardware, { vram: 5.6e8, ram }, "greedy", silentContext);
     const free = await ask();
-    expect(free.layers.some(({ attention }) => attention)).toBe(false);
     const ram = free.ram!.total - 2e6;
     const tight = await ask(ram);
     expect(tight.ram!.total).toBeLessThanOrEqual(ram);
@@ -295,7 +357,7 @@ describe("the RAM budget", () => {
     expect(placement.ram!.total).toBeLessThanOrEqual(ram);
     expect(placement.ram!.total + parts.weights + parts.predictors + parts.kv).toBe(all);
     expect(Number.isSafeInteger(total)).toBe(true);
-    expect(placement.gap).toBeLessThan(1e-3);
+    expect(placement.gap).toBeLessThan(3e-3);
   });
 
   it("is refused with the numbers where nothing is enough", async () => {
@@ -312,25 +374,63 @@ describe("predict", () => {
   const SYNC = 20e-6;
   const seconds = (split: Split, costs: ModelCosts): number => 1 / predict(split, costs, MACHINE).tokensPerSecond;
 
-  it("adds up the parts; the halves of an FFN overlap, and their merge and the way there and back cost a synchronisation each", () => {
+  it("adds up the parts: the halves of an FFN overlap, and the host's begins and ends half a synchronisation away", () => {
     const costs = costsOf({ ...SMALL, nLayers: 1 }, () => 0);
     const { attention } = costs.layers[0]!;
     const split = { layers: [{ gpuNeurons: 250, attention: true, predictor: true }], head: false };
     const { gpuShare, impactShares } = predict(split, costs, MACHINE);
     const cpuFfn = (750 * SMALL.neuron) / 50e9;
     const others = attention / 1000e9 + SMALL.predictor / 1000e9 + costs.head.bytes / 50e9;
-    expect(seconds(split, costs)).toBeCloseTo(cpuFfn + others + 2 * SYNC, 12);
+    // To the GPU's attention, and to the host's neurons, where the head is as well.
+    expect(seconds(split, costs)).toBeCloseTo(cpuFfn + others + SYNC, 12);
     expect(gpuShare).toBeCloseTo(0.25, 9);
     expect(impactShares[0]).toBeCloseTo(0.25, 9);
-    // With nearly all of it the GPU is what the CPU waits for.
-    split.layers[0]!.gpuNeurons = 990;
-    expect(seconds(split, costs)).toBeCloseTo((990 * SMALL.neuron) / 1000e9 + others + 2 * SYNC, 12);
+    // Back to the GPU's head, and the token from there.
+    const onGpu = { ...split, head: true };
+    const moved = costs.head.bytes / 50e9 - costs.head.bytes / 1000e9;
+    expect(seconds(onGpu, costs)).toBeCloseTo(cpuFfn + others - moved + 2 * SYNC, 12);
+    // With nearly all of it the GPU is what the CPU waits for, which hides the way to the host and back.
+    onGpu.layers[0]!.gpuNeurons = 997;
+    const gpuFfn = (997 * SMALL.neuron) / 1000e9;
+    expect(seconds(onGpu, costs)).toBeCloseTo(
+      Math.max(gpuFfn, SYNC + (3 * SMALL.neuron) / 50e9) + others - moved + SYNC,
+      12,
+    );
     // With all of it nobody waits.
-    split.layers[0]!.gpuNeurons = 1000;
-    expect(seconds(split, costs)).toBeCloseTo((1000 * SMALL.neuron) / 1000e9 + others + SYNC, 12);
+    onGpu.layers[0]!.gpuNeurons = 1000;
+    expect(seconds(onGpu, costs)).toBeCloseTo((1000 * SMALL.neuron) / 1000e9 + others - moved + SYNC, 12);
   });
 
-  it("lets the stream cross over only where neighbours are on different sides", () => {
+  it("lets a layer meet the host seldom where its cold neurons are seldom asked for", () => {
+    const costs = costsOf({ ...SMALL, nLayers: 1 });
+    const layer = costs.layers[0]!;
+    layer.asked = layer.asked.map((p, i) => (i < 990 ? p : 1e-3));
+    const split = { layers: [{ gpuNeurons: 990, attention: true, predictor: true }], head: true };
+    const { work, waits } = priceToken(costs, MACHINE).layers[0]!;
+    expect(waits[990]).toBeCloseTo(1 - 0.999 ** 10, 9);
+    const whole = { layers: [{ ...split.layers[0]!, gpuNeurons: 1000 }], head: true };
+    // The GPU takes longer than the few times that it waits, on average.
+    expect(work[990]! / 20).toBeGreaterThan(waits[990]! * SYNC);
+    expect(seconds(split, costs)).toBeLessThan(seconds(whole, costs));
+  });
+
+  it("works without scores: the host begins at once where it has the input", () => {
+    const costs = costsOf({ ...SMALL, nLayers: 1, predictor: 0 }, () => 0);
+    const parts = (attention: boolean, head: boolean) =>
+      costs.layers[0]!.attention / (attention ? 1000e9 : 50e9) + 2e6 / (head ? 1000e9 : 50e9);
+    const ffn = (n: number) => [(n * SMALL.neuron) / 1000e9, ((1000 - n) * SMALL.neuron) / 50e9] as const;
+    for (const n of [128, 960]) {
+      const [gpu, cpu] = ffn(n);
+      const of = (attention: boolean, head: boolean) =>
+        seconds({ layers: [{ gpuNeurons: n, attention, predictor: false }], head }, costs) - parts(attention, head);
+      expect(of(false, false)).toBeCloseTo(Math.max(SYNC + gpu, cpu), 12);
+      expect(of(false, true)).toBeCloseTo(SYNC / 2 + Math.max(gpu, cpu) + SYNC / 2, 12);
+      expect(of(true, false)).toBeCloseTo(SYNC / 2 + SYNC / 2 + Math.max(gpu, cpu), 12);
+      expect(of(true, true)).toBeCloseTo(SYNC / 2 + Math.max(gpu, SYNC + cpu) + SYNC / 2, 12);
+    }
+  });
+
+  it("lets the stream cross over only where it must", () => {
     const costs = costsOf(SMALL, () => 0);
     const split = (attention: boolean[], ffn: boolean[], head: boolean): Split => ({
       layers: attention.map((gpu, l) => ({
@@ -344,19 +444,30 @@ describe("predict", () => {
     const parts = (attention: boolean[], ffn: boolean[], head: boolean): number =>
       attention.reduce((sum, gpu) => sum + on(gpu, SMALL.attention), on(head, 2e6)) +
       ffn.reduce((sum, gpu) => sum + on(gpu, SMALL.nNeurons * SMALL.neuron + SMALL.predictor), 0);
-    // Half exchanges: the stream's ways, and two for each FFN that is on another side than its attention.
+    // Half synchronisations: from each part to the next one that is on the other side, and back to the CPU for the token.
     const cases: [boolean[], boolean[], boolean, number][] = [
       [[false, false, false], [false, false, false], false, 0],
       [[true, true, true], [true, true, true], true, 2],
       [[true, true, true], [true, true, true], false, 2],
-      [[true, false, true], [true, true, true], true, 4 + 2],
+      [[true, false, true], [true, true, true], true, 4],
       [[false, false, false], [true, true, true], false, 6],
-      [[false, false, false], [false, true, false], true, 2 + 2],
-      [[true, true, false], [true, false, false], false, 2 + 2],
+      [[false, false, false], [false, true, false], true, 4],
+      [[true, true, false], [true, false, false], false, 2],
+      [[true, true, true], [false, false, false], true, 8],
     ];
     for (const [attention, ffn, head, crossings] of cases) {
       const expected = parts(attention, ffn, head) + (crossings * SYNC) / 2;
       expect(seconds(split(attention, ffn, head), costs)).toBeCloseTo(expected, 12);
     }
+  });
+
+  it("counts a launch for every kernel of what nobody computes meanwhile", () => {
+    const costs = costsOf(SMALL, () => 0);
+    const launching = { ...MACHINE, gpu: { ...MACHINE.gpu, launchSeconds: 3e-6 } };
+    const all = everything(costs);
+    const { kernels, launchSeconds, tokensPerSecond } = predict(all, costs, launching);
+    expect(launchSeconds).toBeCloseTo(kernels * 3e-6, 15);
+    expect(1 / tokensPerSecond).toBeCloseTo(seconds(all, costs) + launchSeconds, 12);
+    expect(predict(nothing(3), costs, launching)).toMatchObject({ kernels: 0, launchSeconds: 0 });
   });
 });

@@ -3,11 +3,14 @@ import { silentContext } from "../../io/progress.ts";
 import { choosePlacement } from "../../place/choose.ts";
 import type { Matrix } from "../../model/row-prices.ts";
 import type { LayerCosts, ModelCosts } from "../../place/costs.ts";
-import { placementProblem } from "../../place/plan.ts";
-import { priceToken, type GpuHardware } from "../../place/price.ts";
-import type { Problem } from "../../place/problem.ts";
+import { placementChain, type Chain } from "../../place/chain.ts";
+import { everything, memoryOf } from "../../place/plan.ts";
+import { priceToken, tokenSeconds, type GpuHardware } from "../../place/price.ts";
 import { normals } from "../native/planted.ts";
 import { BANDWIDTH_ONLY } from "./ideal-work.ts";
+
+/** Of a kernel. */
+const LAUNCH = 2e-6;
 
 /** Whole placements, from frequencies to a proof, each held against a bound that the solver had no part in. */
 interface Instance {
@@ -52,6 +55,7 @@ function costsOf({ layers, neurons, sizes, frequency }: Instance): ModelCosts {
     },
     kv: { type: "f16", heads: 0, queries: 1, headDim: 64, tokens: 0 },
     dim: 64,
+    sharedNorm: false,
     scratch: 0,
     lookups: 0,
     tiedHead: false,
@@ -61,21 +65,38 @@ function costsOf({ layers, neurons, sizes, frequency }: Instance): ModelCosts {
 const hardwareOf = ({ syncSeconds }: Instance): GpuHardware => ({
   name: "test machine",
   cpu: { bandwidth: 50e9, work: BANDWIDTH_ONLY },
-  gpu: { name: "test GPU", vramBytes: 2 ** 45, bandwidth: 1000e9, reservedBytes: 0 },
+  gpu: { name: "test GPU", vramBytes: 2 ** 45, bandwidth: 1000e9, reservedBytes: 0, launchSeconds: LAUNCH },
   link: { bandwidth: 25e9, syncSeconds },
   source: "made up",
 });
 
-/** Dantzig's bound: steps by value per byte, the last one in part. */
-function relaxedBound({ groups, capacity }: Problem): number {
-  const steps = groups.flatMap(({ sizes, values }) => {
+/**
+ * Dantzig's bound: every layer for itself, with attention on either side and the stream going on where that is best; steps by
+ * value per byte, the last one in part.
+ */
+function relaxedBound({ layers, head }: Chain, capacity: number): number {
+  const groups = layers.map(({ sizes, seconds, attention }) =>
+    [0, 1].flatMap((side) =>
+      sizes.map((size, o) => {
+        const least = Math.min(seconds[side as 0 | 1][0][o]!, seconds[side as 0 | 1][1][o]!);
+        return { size: size + side * attention.size, value: seconds[0][0][0]! - least };
+      }),
+    ),
+  );
+  groups.push([
+    { size: 0, value: 0 },
+    { size: head.size, value: head.seconds[0] - head.seconds[1] },
+  ]);
+  const steps = groups.flatMap((points) => {
     const found = [];
-    // From every option to the one that is worth most per byte more.
-    for (let from = 0, to = 0; from < sizes.length - 1; from = to) {
-      const density = (o: number): number => (values[o]! - values[from]!) / (sizes[o]! - sizes[from]!);
-      to = from + 1;
-      for (let o = to + 1; o < sizes.length; o++) if (density(o) > density(to)) to = o;
-      found.push({ size: sizes[to]! - sizes[from]!, value: values[to]! - values[from]! });
+    // From every point to the one that is worth most per byte more.
+    for (let from = { size: 0, value: 0 }, more = points; more.length > 0;) {
+      const at = from;
+      const density = (p: typeof from): number => (p.value - at.value) / (p.size - at.size);
+      more = more.filter((p) => p.size > at.size && p.value > at.value);
+      if (more.length === 0) break;
+      from = more.reduce((a, b) => (density(b) > density(a) ? b : a));
+      found.push({ size: from.size - at.size, value: from.value - at.value });
     }
     return found;
   });
@@ -91,20 +112,22 @@ function relaxedBound({ groups, capacity }: Problem): number {
 async function solved(instance: Instance) {
   const costs = costsOf(instance);
   const hardware = hardwareOf(instance);
-  const problem = placementProblem(costs, priceToken(costs, hardware), hardware.link, 0);
-  const all = problem.groups.reduce((sum, { sizes }) => sum + sizes.at(-1)!, 0);
+  const prices = priceToken(costs, hardware);
+  const all = memoryOf(everything(costs), costs, hardware.gpu).total;
   const vram = Math.floor(instance.share * all);
-  problem.capacity = vram;
   const placement = await choosePlacement(costs, hardware, { vram }, "greedy", silentContext);
-  return { placement, vram, relaxed: relaxedBound(problem), all };
+  const saved = 1 / placement.predicted.cpuOnlyTokensPerSecond - tokenSeconds(placement, prices);
+  return { placement, saved, vram, relaxed: relaxedBound(placementChain(costs, prices), vram), all };
 }
 
 async function expectProven(instance: Instance) {
-  const { placement, vram, relaxed, all } = await solved(instance);
+  const { placement, saved, vram, relaxed, all } = await solved(instance);
   expect(placement.memory.total).toBeLessThanOrEqual(vram);
   expect(placement.objective).toBeGreaterThanOrEqual(0.999 * placement.bound);
   expect(placement.gap).toBeLessThanOrEqual(1e-3);
-  // A GPU that holds everything also saves what waiting for the CPU costs, which no part's value says.
+  // What is decided by is what is predicted.
+  expect(saved).toBeCloseTo(placement.objective, 12);
+  // A GPU that holds everything also saves what the CPU does whatever is placed.
   if (vram < all) expect(placement.bound).toBeLessThanOrEqual(relaxed * (1 + 1e-9));
   return placement;
 }
@@ -156,7 +179,8 @@ describe("placements of whole models, at least 99.9 % of what any could save", (
 
   it("one hot layer", async () => {
     const { layers } = await expectProven({ ...BASE, share: 0.5, frequency: (layer) => (layer === 3 ? 0.9 : 0.001) });
-    expect(layers[3]!.gpuNeurons).toBe(BASE.neurons);
+    // The CPU computes a few of them meanwhile.
+    expect(layers[3]!.gpuNeurons).toBeGreaterThan(0.95 * BASE.neurons);
   });
 
   it("budget 0", async () => {

@@ -29,10 +29,16 @@ export class Courses {
   readonly #chain: Chain;
   readonly #capacity: number;
   readonly #hulls: Hulls[];
+  readonly #counted: { price: number; walk: Walk }[][] = [];
+  /** Bytes of the smallest attentions, and of the smallest beginnings of FFNs, by how many. */
+  readonly #attentions: number[];
+  readonly #begun: number[];
 
   constructor(chain: Chain, capacity: number) {
     this.#chain = chain;
     this.#capacity = capacity;
+    this.#attentions = sumsOfSmallest(chain.layers.map(({ attention }) => attention.size));
+    this.#begun = sumsOfSmallest(chain.layers.flatMap(({ sizes }) => (sizes.length > 1 ? [sizes[1]!] : [])));
     this.#hulls = chain.layers.map(({ sizes, seconds }) =>
       SIDES.map((from) =>
         SIDES.map((to) => {
@@ -65,17 +71,20 @@ export class Courses {
    * A tighter bound: how many layers have anything of their FFN on the GPU decides at which price it is highest, for an FFN
    * begins with a predictor, large and worth little by itself.
    */
-  refineByFfns({ attentions, head, bound }: Candidate): number {
-    const best = this.#chain.layers.map(() => ({ bound: -Infinity, price: 0 }));
-    best.push({ bound: -Infinity, price: 0 });
-    for (const price of this.#prices()) {
-      const walk = this.#walk(price, head, true);
-      for (const [ffns, of] of best.entries()) {
-        const found = this.#fits({ attentions, head }, ffns) ? this.#bound(walk, price, attentions, ffns) : Infinity;
-        if (found > of.bound) Object.assign(of, { bound: found, price });
-      }
-    }
-    for (let i = 0; i < FFNS_REFINED; i++) {
+  refineByFfns({ attentions, head, bound, price: usual }: Candidate): number {
+    const near = [usual / NEAR, usual, usual * NEAR].map((price) => ({ price, walk: this.#walk(price, head, true) }));
+    const walks = [...this.#byFfns(head), ...near];
+    const best = Array.from({ length: this.#chain.layers.length + 1 }, (_, ffns) => {
+      if (!this.#fits({ attentions, head }, ffns)) return { bound: Infinity, price: 0 };
+      return walks.reduce(
+        (most, { price, walk }) => {
+          const found = this.#bound(walk, price, attentions, ffns);
+          return found > most.bound ? { bound: found, price } : most;
+        },
+        { bound: -Infinity, price: 0 },
+      );
+    });
+    for (let i = 0; best.length <= FEW_LAYERS && i < FFNS_REFINED; i++) {
       const ffns = best.reduce((least, of, at) => (of.bound < best[least]!.bound ? at : least), 0);
       const of = best[ffns]!;
       if (of.bound === Infinity) break;
@@ -84,10 +93,13 @@ export class Courses {
       if (refined.bound <= of.bound) break;
       best[ffns] = refined;
     }
-    return Math.max(
-      bound,
-      best.reduce((least, of) => Math.min(least, of.bound), Infinity),
-    );
+    const least = best.reduce((low, of) => Math.min(low, of.bound), Infinity);
+    return Math.max(bound, least);
+  }
+
+  /** Walks that count FFNs, at prices all over the range: the same for all candidates with or without the head. */
+  #byFfns(head: Side): { price: number; walk: Walk }[] {
+    return (this.#counted[head] ??= this.#prices().map((price) => ({ price, walk: this.#walk(price, head, true) })));
   }
 
   /** The candidate's courses at prices around its own: one of them is best, or nearly. */
@@ -102,15 +114,9 @@ export class Courses {
 
   /** Whether the smallest of as many parts fit. */
   #fits({ attentions, head }: Pick<Candidate, "attentions" | "head">, ffns = 0): boolean {
-    const { layers, head: last } = this.#chain;
-    const smallest = (sizes: number[], n: number): number =>
-      sizes.sort((a, b) => a - b).reduce((sum, size, i) => (i < n ? sum + size : sum), 0);
-    const whole = smallest(
-      layers.map(({ attention }) => attention.size),
-      attentions,
-    );
-    const begun = layers.flatMap(({ sizes }) => (sizes.length > 1 ? [sizes[1]!] : []));
-    return ffns <= begun.length && whole + smallest(begun, ffns) + head * last.size <= this.#capacity;
+    if (ffns >= this.#begun.length) return false;
+    const least = this.#attentions[attentions]! + this.#begun[ffns]! + head * this.#chain.head.size;
+    return least <= this.#capacity;
   }
 
   #bound(walk: Walk, price: number, attentions: number, ffns: number): number {
@@ -157,6 +163,10 @@ const RATIO = 1.3;
 /** Steps of a search for the best price between two neighbours, and numbers of FFNs for which it is made. */
 const STEPS = 24;
 const FFNS_REFINED = 8;
+/** Layers up to which it is made: each of its walks is through as many squared numbers. */
+const FEW_LAYERS = 24;
+/** Between a candidate's price and those beside it. */
+const NEAR = 1.02;
 
 /** Where a function that rises and then falls is highest, near a price that is nearly best: golden sections. */
 function highest(of: (price: number) => number, near: { bound: number; price: number }) {
@@ -181,6 +191,12 @@ function highest(of: (price: number) => number, near: { bound: number; price: nu
   return best;
 }
 const GOLDEN = (Math.sqrt(5) - 1) / 2;
+
+function sumsOfSmallest(sizes: number[]): number[] {
+  const sums = [0];
+  for (const size of sizes.sort((a, b) => a - b)) sums.push(sums.at(-1)! + size);
+  return sums;
+}
 
 /** Value per byte of the hull's steps, and of attention with nothing else. */
 function densitiesOf({ sizes, seconds, attention }: ChainLayer, hulls: Hulls): number[] {
@@ -232,7 +248,10 @@ class Walk {
     const end = SIDES.map(() => this.#table());
     end[head]![0] = chain.head.seconds[head] + head * price * chain.head.size;
     this.#least = [...Array<Float64Array[]>(n), end];
-    for (let l = n - 1; l >= 0; l--) this.#least[l] = SIDES.map((side) => this.#step(l, side));
+    for (let l = n - 1; l >= 0; l--) {
+      this.#least[l] = SIDES.map((side) => this.#step(l, side));
+      if (byFfns) this.#least[l + 1] = []; // large, and no course is asked for
+    }
   }
 
   #table(): Float64Array {

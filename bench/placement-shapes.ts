@@ -84,7 +84,7 @@ export function costsOf(shape: Shape, counts: Activations, options: CostsOptions
     mode,
     layers,
     dim,
-    sharedNorm: false,
+    norms: { parallelResidual: false, sharedNorm: false },
     scratch: 0,
     lookups: bytes([head]),
     tiedHead: false,

@@ -18,6 +18,8 @@ export interface ForecastSpeed extends Speed {
   predictionError: number | null;
   /** Of a token, by part; without a GPU. */
   predictedSeconds?: Forecast;
+  /** With a GPU: kernels of a token, and their seconds beside what they read. */
+  predictedKernels?: { count: number; seconds: number };
 }
 
 export interface Forecasts {
@@ -71,7 +73,10 @@ export async function forecaster(model: OpenModel, given: Case): Promise<Forecas
         const hardware = { ...gpu, name: "", source: "", cpu };
         return forecastSplit(artifact, hardware, split, optionsFor(speed)) ?? [];
       });
-      return found.length === 0 ? unpredicted(speed) : predicted(speed, median(found));
+      if (found.length === 0) return unpredicted(speed);
+      const { kernels: count, launchSeconds: seconds } = found[0]!;
+      const tokens = found.map(({ tokensPerSecond: each }) => each);
+      return { ...predicted(speed, median(tokens)), predictedKernels: { count, seconds } };
     });
   };
   return { probe: async () => void machines.push(await measureCpu(what)), beside };

@@ -88,13 +88,15 @@ function printGpu(speeds: readonly ForecastSpeed[], table: SpeedTable): void {
     [gpu!.bytesPerToken, ...Object.values(gpu!.bytes)].map(formatBytes),
   );
   write("", "both devices, per decoded token");
-  table(["GPU's neurons", "of those that fired", "transfers", "bytes", "waits", "waited ms"], hybrid, ({ gpu }) => [
+  const header = ["GPU's neurons", "of those that fired", "transfers", "bytes", "waits", "waited ms", "kernels"];
+  table(header, hybrid, ({ gpu }) => [
     percent(gpu!.neuronShare),
     percent(gpu!.firedShare),
     formatNumber(gpu!.transfers),
     formatBytes(gpu!.transferBytes),
     formatNumber(gpu!.waits),
     (1000 * gpu!.waitSeconds).toFixed(2),
+    formatNumber(gpu!.kernels),
   ]);
 }
 
@@ -119,12 +121,15 @@ function printTrace({ path, mode, context, tokens, layers }: NonNullable<DeviceR
 /** One line for each that there is a prediction for. */
 function describeForecasts(speeds: readonly ForecastSpeed[]): string[] {
   return speeds.flatMap(({ device, mode, context, gpu, decodeTokensPerSecond, ...prediction }) => {
-    const { predictedTokensPerSecond, predictionError } = prediction;
+    const { predictedTokensPerSecond, predictionError, predictedKernels: kernels } = prediction;
     if (predictedTokensPerSecond === null) return [];
     const where = gpu ? `${device}, ` : "";
     return [
       `predicted ${formatNumber(predictedTokensPerSecond)} tokens/s (${where}${mode}, context ${context}), ` +
-        `measured ${formatNumber(decodeTokensPerSecond)}: ${predictionError! < 0 ? "" : "+"}${percent(predictionError!)}`,
+        `measured ${formatNumber(decodeTokensPerSecond)}: ${predictionError! < 0 ? "" : "+"}${percent(predictionError!)}` +
+        (kernels
+          ? `; ${formatNumber(kernels.count)} kernels a token, ${(1000 * kernels.seconds).toFixed(2)} ms of it beside what they read`
+          : ""),
     ];
   });
 }

@@ -128,9 +128,10 @@ function print(report: Report): void {
 /** What a split is priced with. */
 function printGpu(gpu: Gpu, link: Hardware["link"]): void {
   const speed = (bandwidth: number): string => `${formatNumber(bandwidth / 1e9)} GB/s`;
-  const meeting = `${formatNumber(link.syncSeconds * 1e6)} µs`;
+  const us = (seconds: number): string => `${formatNumber(seconds * 1e6)} µs`;
+  const kernel = gpu.launchSeconds === undefined ? "" : `; a kernel ${us(gpu.launchSeconds)} beside what it reads`;
   process.stdout.write(
-    `\nGPU memory ${speed(gpu.bandwidth)}; copies to it ${speed(link.bandwidth)}; a meeting with the CPU ${meeting}\n`,
+    `\nGPU memory ${speed(gpu.bandwidth)}; copies to it ${speed(link.bandwidth)}; a meeting with the CPU ${us(link.syncSeconds)}${kernel}\n`,
   );
 }
 

@@ -13,6 +13,8 @@ export interface GpuSpeed {
   waits: number;
   waitSeconds: number;
   launches: number;
+  /** And copies: what takes its turn on the GPU. */
+  kernels: number;
 }
 
 /** Of the counts of `rows` decoded tokens. */
@@ -29,6 +31,7 @@ export function gpuSpeed(stats: GpuStats, rows: number): GpuSpeed {
     waits: stats.waits / rows,
     waitSeconds: stats.hostWaitSeconds / rows,
     launches: stats.gpuLaunches / rows,
+    kernels: stats.kernels / rows,
   };
 }
 

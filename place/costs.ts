@@ -2,6 +2,7 @@ import type { Activations } from "../formats/activations.ts";
 import { check } from "../formats/errors.ts";
 import type { PredictorMetrics } from "../formats/predictors.ts";
 import { isSparse, type ModelConfig } from "../model/config.ts";
+import type { Norms } from "../model/gpu-kernels.ts";
 import { partBytes, type LayerPartBytes } from "../model/gpu-memory.ts";
 import { defaultKvType, kvPositionBytes } from "../model/kv-type.ts";
 import type { ModelFile, StoredTensor } from "../model/model-file.ts";
@@ -21,8 +22,7 @@ export interface ModelCosts {
   kv: { type: KvType; heads: number; queries: number; headDim: number; tokens: number };
   /** Width of the stream. */
   dim: number;
-  /** Attention and FFN read the same normed stream. */
-  sharedNorm: boolean;
+  norms: Norms;
   /** Activations of the rows in flight on the GPU. */
   scratch: number;
   /** What stays with the CPU: the embedding, of which a token reads a row. With `tiedHead` it is the head as well. */
@@ -112,7 +112,7 @@ export function modelCosts(
     },
     kv: { type: kvType, heads: nKvHeads, queries: config.nHeads / nKvHeads, headDim, tokens: attended },
     dim: config.dim,
-    sharedNorm: config.sharedNorm,
+    norms: { parallelResidual: config.parallelResidual, sharedNorm: config.sharedNorm },
     scratch: device.scratch,
     lookups: bytesOf(model, "pos_embed.weight") + embed.bytes,
     tiedHead: config.tiedHead,

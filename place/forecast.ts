@@ -3,7 +3,7 @@ import type { Cpu } from "../formats/hardware.ts";
 import type { PredictorMetrics } from "../formats/predictors.ts";
 import { modelCosts, type CostModel, type CostOptions, type LayerActivity } from "./costs.ts";
 import { priceOnCpu, type CpuPrices } from "./cpu-price.ts";
-import { predict } from "./predict.ts";
+import { predict, type Prediction } from "./predict.ts";
 import type { GpuHardware, Split } from "./price.ts";
 
 /** An artifact, as far as its speed depends on it. */
@@ -42,17 +42,17 @@ export function forecast(artifact: Forecastable, cpu: Cpu, options: Required<Cos
   };
 }
 
-/** The same of a split, in tokens per second: what {@link predict} says of both devices. */
+/** The same of a split: what {@link predict} says of both devices. */
 export function forecastSplit(
   artifact: Forecastable,
   hardware: GpuHardware,
   split: Split,
   options: Required<CostOptions>,
-): number | null {
+): Prediction | null {
   const { model, activity, predictors } = artifact;
   if (!activity) return null;
   const layers = activity.layers.map((curve) => spread(curve, activity.tokens));
-  return predict(split, modelCosts(model, layers, predictors, options), hardware).tokensPerSecond;
+  return predict(split, modelCosts(model, layers, predictors, options), hardware);
 }
 
 /** The one of several whose token takes a middling time. */

@@ -39,7 +39,7 @@ export function predict(
     return all > 0 ? impact[gpuNeurons]! / all : gpuNeurons / (impact.length - 1);
   });
   const layers = split.layers.map((layer, l) => layerOnGpu(layer, prices.layers[l]!));
-  const kernels = tokenKernels(layers, split.head, costs.sharedNorm);
+  const kernels = tokenKernels(layers, split.head, costs.norms);
   return {
     tokensPerSecond: 1 / tokenSeconds(split, prices),
     gpuShare: allWork > 0 ? gpuWork / allWork : 0,

@@ -1,6 +1,6 @@
 import type { Gpu, Hardware } from "../formats/hardware.ts";
 import type { LayerPlacement } from "../formats/placement.ts";
-import { DEFAULT_LAUNCH_SECONDS, KERNELS, layerKernels, type LayerOnGpu } from "../model/gpu-kernels.ts";
+import { DEFAULT_LAUNCH_SECONDS, KERNELS, layerKernels, type LayerOnGpu, type Norms } from "../model/gpu-kernels.ts";
 import type { ModelCosts } from "./costs.ts";
 import { priceOnCpu } from "./cpu-price.ts";
 
@@ -23,7 +23,7 @@ export interface Prices {
   syncSeconds: number;
   /** What every kernel takes beside what it reads. */
   launchSeconds: number;
-  sharedNorm: boolean;
+  norms: Norms;
 }
 
 export interface LayerPrices {
@@ -68,7 +68,7 @@ export function priceToken(costs: ModelCosts, hardware: GpuHardware): Prices {
     fixed: cpu.fixed,
     syncSeconds: hardware.link.syncSeconds,
     launchSeconds: hardware.gpu.launchSeconds ?? DEFAULT_LAUNCH_SECONDS,
-    sharedNorm: costs.sharedNorm,
+    norms: costs.norms,
   };
 }
 
@@ -117,7 +117,7 @@ export function layerSeconds(prices: Prices, price: LayerPrices, layer: PlacedLa
   const { syncSeconds: sync, launchSeconds: launch } = prices;
   const { attention, gpuNeurons, predictor } = layer;
   const { work, waits } = price;
-  const kernels = layerKernels(layerOnGpu(layer, price), merges, prices.sharedNorm);
+  const kernels = layerKernels(layerOnGpu(layer, price), merges, prices.norms);
   const before = attention ? price.attention.gpu + kernels.attention * launch : price.attention.cpu;
   const asked = (predictor ? price.predictor.gpu : 0) + kernels.asked * launch;
   const onGpu = work[gpuNeurons]! * price.gpuRatio + kernels.neurons * launch;

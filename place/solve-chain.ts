@@ -96,7 +96,7 @@ function look(chain: Chain, courses: Courses, candidate: Candidate, capacity: nu
   const { attentions, head } = candidate;
   const n = chain.layers.length;
   const all = !quick && choices(n, attentions) * optionsOf(chain) <= MAX_LOOKED;
-  const some = all ? allCourses(n, attentions).map((c) => [...c, head]) : courses.courses(candidate);
+  const some = all ? allCourses(n, attentions).map((course) => course.concat(head)) : courses.courses(candidate);
   return { candidate, trials: some.flatMap((course) => trialOf(chain, course, capacity) ?? []), all };
 }
 
@@ -143,12 +143,15 @@ function choices(n: number, k: number): number {
   return count;
 }
 
+const CPU: Side[] = [0];
+const GPU: Side[] = [1];
+
 /** The sides of `n` layers' attention of which `k` are the GPU's. */
 function allCourses(n: number, k: number): Side[][] {
   if (k > n) return [];
   if (n === 0) return [[]];
-  const without = allCourses(n - 1, k).map((rest): Side[] => [0, ...rest]);
-  return k === 0 ? without : [...without, ...allCourses(n - 1, k - 1).map((rest): Side[] => [1, ...rest])];
+  const without = allCourses(n - 1, k).map((rest) => CPU.concat(rest));
+  return k === 0 ? without : [...without, ...allCourses(n - 1, k - 1).map((rest) => GPU.concat(rest))];
 }
 
 function trialOf(chain: Chain, course: Course, capacity: number): Trial | null {

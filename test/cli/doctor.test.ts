@@ -52,10 +52,13 @@ describe("pi doctor", () => {
     try {
       const { stdout } = await pi(["doctor", ...QUICK, "-o", path], { PI_DEVICE: "emulated" });
       expect(stdout).toMatch(/^GPU +emulated device, compute capability 7\.5, 4 multiprocessors, .* of 4 GiB free/m);
-      expect(stdout).toMatch(/^GPU memory .* GB\/s; copies to it .* GB\/s; a meeting with the CPU .* µs$/m);
+      expect(stdout).toMatch(
+        /^GPU memory .* GB\/s; copies to it .* GB\/s; a meeting with the CPU .* µs; a kernel .* µs beside what it reads$/m,
+      );
       const { gpu, link } = parseHardware(await readFile(path, "utf8"), path);
       expect(gpu).toMatchObject({ name: "emulated device", vramBytes: 4 * 2 ** 30, reservedBytes: 16 << 20 });
-      for (const value of [gpu!.bandwidth, link.bandwidth, link.syncSeconds]) expect(value).toBeGreaterThan(0);
+      for (const value of [gpu!.bandwidth, gpu!.launchSeconds, link.bandwidth, link.syncSeconds])
+        expect(value).toBeGreaterThan(0);
     } finally {
       await rm(folder, { recursive: true });
     }

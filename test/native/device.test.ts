@@ -79,9 +79,9 @@ describe("the device of the addon", () => {
     }
   });
 
-  it("is measured: memory, link and meeting", async () => {
+  it("is measured: memory, link, meeting and kernels", async () => {
     const measured = await ask<DeviceMeasurement>("probeDevice(65536)", { PI_DEVICE: "emulated" });
-    for (const value of [measured.bandwidth, measured.linkBandwidth, measured.syncSeconds])
-      expect(value).toBeGreaterThan(0);
+    const { bandwidth, linkBandwidth, syncSeconds, launchSeconds } = measured;
+    for (const value of [bandwidth, linkBandwidth, syncSeconds, launchSeconds]) expect(value).toBeGreaterThan(0);
   });
 });

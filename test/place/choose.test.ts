@@ -69,7 +69,7 @@ function costsOf(shape: Shape, exponent = (layer: number): number => 0.3 + (laye
     head: { bytes: 2e6, device: 2e6, matrix: row(2e6), shortlist: false },
     kv: { type: "f16", heads: 0, queries: 1, headDim: 64, tokens: 0 },
     dim: 64,
-    sharedNorm: false,
+    norms: { parallelResidual: false, sharedNorm: false },
     scratch: 1e6,
     lookups: 0,
     tiedHead: false,
@@ -198,7 +198,7 @@ describe("solveChain", () => {
         expect(none - tokenSeconds(found.split, prices)).toBeCloseTo(found.objective, 12);
         let best = 0;
         const layers = chain.layers.map(({ splits }) =>
-          splits.flatMap((split) => [false, true].map((attention) => ({ ...split, attention }))),
+          splits.flatMap((split) => [false, true].map((attention) => Object.assign({ attention }, split))),
         );
         const [a, b, c] = layers as [PlacedLayer[], PlacedLayer[], PlacedLayer[]];
         for (const head of [false, true]) {

@@ -32,7 +32,7 @@ const COSTS: ModelCosts = {
   head: { bytes: 34_000, device: 34_000, matrix: matrix(1000, 34), shortlist: true },
   kv: { type: "f16", heads: 2, queries: 4, headDim: 8, tokens: 100 },
   dim: 64,
-  sharedNorm: false,
+  norms: { parallelResidual: false, sharedNorm: false },
   scratch: 0,
   lookups: 0,
   tiedHead: false,

@@ -55,7 +55,7 @@ function costsOf({ layers, neurons, sizes, frequency }: Instance): ModelCosts {
     },
     kv: { type: "f16", heads: 0, queries: 1, headDim: 64, tokens: 0 },
     dim: 64,
-    sharedNorm: false,
+    norms: { parallelResidual: false, sharedNorm: false },
     scratch: 0,
     lookups: 0,
     tiedHead: false,

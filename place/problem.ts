@@ -1,8 +1,8 @@
 /**
- * The placement problem as the solvers see it: from each group choose one option, so that the options fit the capacity
- * and their values add up to the most. Option 0 of a group is "nothing". The group of a layer's FFN offers its predictor, and
- * with it prefixes of its neurons, hottest first, from the shortest worthwhile one (C_l neurons) on; any other part of the
- * model offers itself or nothing.
+ * What of the FFNs to place, as the solvers see it: from each group choose one option, so that the options fit the capacity
+ * and their values add up to the most. Option 0 of a group is "nothing". Of a placement whose attention and head have their
+ * places (`courseProblem`) the groups are the layers' FFNs: one offers its predictor, and with it prefixes of its neurons,
+ * hottest first, from C_l neurons on.
  */
 export interface Problem {
   /** Bytes. Sizes are whole numbers that doubles hold exactly, so sums stay exact past 4 GiB. */

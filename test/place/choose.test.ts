@@ -3,6 +3,7 @@ import { describe, expect, it } from "vitest";
 import type { Hardware } from "../../formats/hardware.ts";
 import { NEURON_BATCH, parsePlacement, type Placement } from "../../formats/placement.ts";
 import { silentContext } from "../../io/progress.ts";
+import { DEFAULT_LAUNCH_SECONDS } from "../../model/gpu-kernels.ts";
 import type { Matrix } from "../../model/row-prices.ts";
 import { choosePlacement, type Count } from "../../place/choose.ts";
 import type { LayerCosts, ModelCosts } from "../../place/costs.ts";
@@ -459,6 +460,11 @@ describe("predict", () => {
       const expected = parts(attention, ffn, head) + (crossings * SYNC) / 2;
       expect(seconds(split(attention, ffn, head), costs)).toBeCloseTo(expected, 12);
     }
+  });
+
+  it("takes the default for a kernel's time where the hardware does not say", () => {
+    const { launchSeconds: _, ...gpu } = MACHINE.gpu;
+    expect(priceToken(costsOf(SMALL), { ...MACHINE, gpu }).launchSeconds).toBe(DEFAULT_LAUNCH_SECONDS);
   });
 
   it("counts a launch for every kernel of what nobody computes meanwhile", () => {

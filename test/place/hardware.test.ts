@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { describe, expect, it } from "vitest";
 import { parseHardware } from "../../formats/hardware.ts";
+import { DEFAULT_LAUNCH_SECONDS } from "../../model/gpu-kernels.ts";
 import { native } from "../../native/index.ts";
 import { measureHardware, readHardwareFile, REFERENCE, REFERENCE_LINK } from "../../place/hardware.ts";
 
@@ -34,6 +35,25 @@ describe("hardware files", () => {
       launchSeconds: REFERENCE.launchSeconds,
     });
     expect(hardware.link).toEqual(REFERENCE_LINK);
+  });
+});
+
+describe("the time of a kernel", () => {
+  const file = (gpu: object) => {
+    const link = { bandwidth: 1, syncSeconds: 0 };
+    return JSON.stringify({ name: "x", cpu: { bandwidth: 1 }, gpu: { name: "y", ...gpu }, link, source: "z" });
+  };
+  const SIZES = { vramBytes: 1, bandwidth: 1, reservedBytes: 0 };
+
+  it("may be missing in a hardware file, and is then an estimate", () => {
+    expect(parseHardware(file(SIZES), "x.json").gpu).toEqual({ name: "y", ...SIZES });
+    expect(parseHardware(file({ ...SIZES, launchSeconds: 2e-6 }), "x.json").gpu!.launchSeconds).toBe(2e-6);
+    expect(DEFAULT_LAUNCH_SECONDS).toBe(REFERENCE.launchSeconds);
+  });
+
+  it("is refused where it is no time", () => {
+    expect(() => parseHardware(file({ ...SIZES, launchSeconds: -1 }), "x.json")).toThrow(/x\.json.*launchSeconds.*-1/);
+    expect(() => parseHardware(file({ ...SIZES, launchSeconds: "1" }), "x.json")).toThrow(/x\.json.*launchSeconds/);
   });
 });
 

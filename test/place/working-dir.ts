@@ -31,7 +31,7 @@ export const TOKENS = 1000;
 export const FAST_GPU: Hardware & { gpu: NonNullable<Hardware["gpu"]> } = {
   name: "test machine",
   cpu: { bandwidth: 10e9 },
-  gpu: { name: "test GPU", vramBytes: 2 ** 30, bandwidth: 500e9, reservedBytes: 1000 },
+  gpu: { name: "test GPU", vramBytes: 2 ** 30, bandwidth: 500e9, reservedBytes: 1000, launchSeconds: 1e-9 },
   link: { bandwidth: 10e9, syncSeconds: 1e-7 },
   source: "made up",
 };

@@ -2,7 +2,7 @@ import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import type { Speed } from "../../model/measure.ts";
+import type { ForecastSpeed } from "../../cli/bench-forecast.ts";
 import type { LayerTrace } from "../../model/trace.ts";
 import type { GpuMemory } from "../../native/index.ts";
 import { budgetFor, CONFIG, FAST_GPU, writePlaced } from "../place/working-dir.ts";
@@ -19,7 +19,7 @@ beforeAll(async () => {
 afterAll(() => rm(dir, { recursive: true }));
 
 interface Report {
-  speeds: (Speed & { predictedTokensPerSecond: number | null; predictionError: number | null })[];
+  speeds: ForecastSpeed[];
   devices: {
     device: string;
     loadSeconds: number;
@@ -122,6 +122,8 @@ describe("pi bench", () => {
     expect(gpu!.bytes.ffn).toBeLessThan(cpu!.bytes.ffn);
     expect(gpu!.gpu!.transfers).toBeGreaterThan(0);
     expect(gpu!.predictedTokensPerSecond).toBeGreaterThan(0);
+    expect(gpu!.predictedKernels).toEqual({ count: gpu!.gpu!.kernels, seconds: expect.any(Number) as number });
+    expect(gpu!.predictedKernels!.seconds).toBeGreaterThan(0);
     const { memory, budget } = runs[1]!.gpu!;
     const { total, ...parts } = memory;
     expect(total).toBe(Object.values(parts).reduce((a, b) => a + b));

@@ -1,7 +1,7 @@
 /**
  * What a GPU does under budgets below the model's size, and how fast that should be: as `pi place` chooses, beside whole layers
  * (llama.cpp's -ngl) and neurons first, all priced alike. Usage: tsx bench/gpu-share.ts [CONTEXT] [HARDWARE]; tokens of
- * KV cache (default 4096, of which a token attends to half) and a hardware file. Prints Markdown tables, and one line of JSON.
+ * KV cache (default 512, of which a token attends to half) and a hardware file. Prints Markdown tables, and one line of JSON.
  */
 import { silentContext } from "../io/progress.ts";
 import { choosePlacement } from "../place/choose.ts";
@@ -74,7 +74,7 @@ function byteShare(split: Split, costs: ModelCosts): number {
   return gpu / bytesRead(costs);
 }
 
-const context = Number(process.argv[2] ?? 4096);
+const context = Number(process.argv[2] ?? 512);
 const { hardware: read } = await readHardwareFile(process.argv[3] ?? "examples/hardware/rtx-4090-ddr5.json", 0);
 const hardware = { ...read, gpu: { ...read.gpu, vramBytes: 2 ** 40, reservedBytes: 0 } };
 

@@ -7,6 +7,7 @@ import type { Activity, ActivityCurve } from "../formats/activity.ts";
 import type { Hardware } from "../formats/hardware.ts";
 import { NEURON_BATCH, type Placement } from "../formats/placement.ts";
 import type { FfnMode, GpuOptions } from "../native/index.ts";
+import { DEFAULT_LAUNCH_SECONDS, KERNELS } from "./gpu-kernels.ts";
 import type { LayerPartBytes, PartBytes } from "./gpu-memory.ts";
 
 export type GpuSplit = Pick<GpuOptions, "layers" | "head">;
@@ -14,6 +15,9 @@ type GpuLayer = GpuOptions["layers"][number];
 
 /** Steps of one layer's neurons at most: finer ones take longer to sort than they are worth. */
 const MAX_BATCHES = 128;
+
+/** Matrices that a predictor has, mostly. */
+const SCORES = 2;
 
 /** What decides how much of a part's bytes a token reads. */
 export interface Known {
@@ -33,7 +37,7 @@ export interface Step {
   /** The layer's FFN with this step. */
   neurons: number;
   predictor: boolean;
-  /** Bytes on the GPU, and bytes that a token then reads there instead of in main memory, less what exchanges cost. */
+  /** Bytes on the GPU, and bytes that a token then reads there instead of in main memory, less what exchanges and kernels cost. */
   size: number;
   value: number;
   /** value / size */
@@ -66,16 +70,16 @@ export function allOnGpu({ layers }: PartBytes, nNeurons: number): GpuSplit {
  */
 export function stepsOf(split: GpuSplit, known: Known): Step[] {
   const { parts } = known;
-  const exchange = exchangeBytes(known.hardware);
-  const whole = (layer: number, part: Step["part"], size: number, read: number): Step => {
-    return makeStep({ layer, part, neurons: 0, predictor: false }, size, read - exchange);
+  const costs = fixedBytes(known.hardware);
+  const whole = (layer: number, part: "attention" | "head", size: number, read: number): Step => {
+    return makeStep({ layer, part, neurons: 0, predictor: false }, size, read - costs.kernel * KERNELS[part]);
   };
   const steps = split.layers.flatMap((placed, layer) => {
     const bytes = parts.layers[layer]!;
     const { attention, kv } = bytes;
     // A context is half full on average.
     const whether = placed.attention ? [whole(layer, "attention", attention + kv, attention + kv / 2)] : [];
-    return [...whether, ...ffnSteps(placed, layer, bytes, known, exchange)];
+    return [...whether, ...ffnSteps(placed, layer, bytes, known, costs)];
   });
   if (split.head) steps.push(whole(-1, "head", parts.head, parts.head));
   return steps.sort((a, b) => b.density - a.density);
@@ -85,19 +89,23 @@ const makeStep = (of: Omit<Step, "size" | "value" | "density">, size: number, va
   return { ...of, size, value, density: value / size };
 };
 
-/** The bytes that could be read in the time of an exchange, by what is gained on each that the GPU reads. */
-function exchangeBytes({ cpu, gpu, link }: Known["hardware"]): number {
+/** The bytes that could be read in the time of an exchange and of a kernel, by what is gained on each that the GPU reads. */
+function fixedBytes({ cpu, gpu, link }: Known["hardware"]) {
   const gain = 1 / cpu.bandwidth - (gpu ? 1 / gpu.bandwidth : 0);
-  return gain > 0 ? link.syncSeconds / gain : 0;
+  const bytes = (seconds: number): number => (gain > 0 ? seconds / gain : 0);
+  return { exchange: bytes(link.syncSeconds), kernel: bytes(gpu?.launchSeconds ?? DEFAULT_LAUNCH_SECONDS) };
 }
 
-/** The predictor, then neurons batch by batch; joined where a step is worth more per byte than what must come before it. */
+/**
+ * The predictor, then neurons batch by batch; joined where a step is worth more per byte than what must come before it. Both
+ * devices exchange what they have in every layer whose attention is on the GPU, and where it is not because of the FFN.
+ */
 function ffnSteps(
-  { neurons, predictor }: GpuLayer,
+  { neurons, predictor, attention }: GpuLayer,
   layer: number,
   bytes: LayerPartBytes,
   known: Known,
-  exchange: number,
+  { exchange, kernel }: ReturnType<typeof fixedBytes>,
 ): Step[] {
   const steps: Step[] = [];
   const add = (upTo: number, size: number, value: number): void => {
@@ -108,11 +116,12 @@ function ffnSteps(
     }
     steps.push(next);
   };
-  let cost = exchange;
+  let cost = attention ? 0 : exchange;
   if (predictor) {
-    add(0, bytes.predictor, bytes.predictor - exchange);
+    add(0, bytes.predictor, bytes.predictor - cost - kernel * SCORES * KERNELS.scores);
     cost = 0;
   }
+  cost += kernel * KERNELS.neurons;
   const share = readShare(known, layer, predictor);
   const batch = NEURON_BATCH * Math.ceil(neurons / (NEURON_BATCH * MAX_BATCHES));
   for (let from = 0; from < neurons; from += batch) {

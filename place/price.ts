@@ -129,9 +129,8 @@ export function layerSeconds(prices: Prices, price: LayerPrices, layer: PlacedLa
   }
   if (gpuNeurons === work.length - 1) return before + there + asked + onGpu + merge + back;
   if (predictor) {
-    // Where no neuron of the host's is asked for, the GPU goes on by itself.
-    const both = merges ? Math.max(onGpu, waits[gpuNeurons]! * sync + onCpu) : back + Math.max(onGpu, onCpu);
-    return before + there + asked + both + merge;
+    const both = expectedOfBoth(onGpu, onCpu, merges ? sync : 0, waits[gpuNeurons]!);
+    return before + there + asked + both + merge + back;
   }
   if (attention === merges) {
     return (
@@ -139,6 +138,14 @@ export function layerSeconds(prices: Prices, price: LayerPrices, layer: PlacedLa
     );
   }
   return before + sync / 2 + asked + Math.max(onGpu, onCpu) + merge;
+}
+
+/**
+ * Expected seconds of the two halves of an FFN, of which the host's has a chance to be asked for; else the GPU goes on by itself.
+ * `cpu` is expected as well, so it takes more where it is asked for, and is heard of after `wait`.
+ */
+function expectedOfBoth(gpu: number, cpu: number, wait: number, chance: number): number {
+  return chance > 0 ? (1 - chance) * gpu + chance * Math.max(gpu, wait + cpu / chance) : gpu;
 }
 
 /** Seconds of the head, with the way to it and the token's way back; `layer`: where the stream comes from is priced there. */

@@ -188,7 +188,10 @@ describe("placements of whole models, at least 99.9 % of what any could save", (
   });
 
   it("budget for everything and more", async () => {
-    expect(await expectProven({ ...BASE, share: 1.5 })).toMatchObject({ gpuShare: 1, head: true });
+    const { gpuShare, head, layers } = await expectProven({ ...BASE, share: 1.5 });
+    expect(layers.every(({ attention }) => attention) && head).toBe(true);
+    // A host that nothing else costs time may help with the coldest neurons meanwhile.
+    expect(gpuShare).toBeGreaterThan(0.99);
   });
 
   it("layers smaller than C_l: no neuron ever goes, however large the budget", async () => {

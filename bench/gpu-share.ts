@@ -1,7 +1,8 @@
 /**
  * What a GPU does under budgets below the model's size, and how fast that should be: as `pi place` chooses, beside whole layers
- * (llama.cpp's -ngl) and neurons first, all priced alike. Usage: tsx bench/gpu-share.ts [CONTEXT] [HARDWARE]; tokens of
- * KV cache (default 512, of which a token attends to half) and a hardware file. Prints Markdown tables, and one line of JSON.
+ * (llama.cpp's -ngl) and neurons first, all priced alike. Usage: tsx bench/gpu-share.ts [CONTEXT] [HARDWARE] [PREDICTOR];
+ * tokens of KV cache (default 512, of which a token attends to half), a hardware file, and percent of an FFN that its predictor
+ * takes (default 9, as PowerInfer's). Prints Markdown tables, and one line of JSON.
  */
 import { silentContext } from "../io/progress.ts";
 import { choosePlacement } from "../place/choose.ts";
@@ -75,6 +76,7 @@ function byteShare(split: Split, costs: ModelCosts): number {
 }
 
 const context = Number(process.argv[2] ?? 512);
+const predictor = Number(process.argv[4] ?? 9) / 100;
 const { hardware: read } = await readHardwareFile(process.argv[3] ?? "examples/hardware/rtx-4090-ddr5.json", 0);
 const hardware = { ...read, gpu: { ...read.gpu, vramBytes: 2 ** 40, reservedBytes: 0 } };
 
@@ -84,7 +86,7 @@ async function compare(shape: Shape, dtype: "f16" | "q4_0", part: number) {
     frequencies(shape.nNeurons, first + ((last - first) * l) / (shape.nLayers - 1), skew),
   );
   const counts = countsOf(shape, (layer, i) => curves[layer]![i]!);
-  const costs = costsOf(shape, counts, { dtype, context });
+  const costs = costsOf(shape, counts, { dtype, context, predictor });
   const dense = costsOf(shape, counts, { dtype, context, mode: "dense" });
   // Weights, without predictors and KV cache.
   const model = costs.layers.reduce(

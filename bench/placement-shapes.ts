@@ -26,9 +26,6 @@ export const SHAPES = {
 const VOCABULARY = 32_000;
 /** Counted tokens. */
 const TOKENS = 100_000;
-/** A predictor's share of its FFN. */
-const PREDICTOR = 0.09;
-
 /** Counts as `pi profile` leaves them, the neurons of a layer in another order than their frequency's. */
 export function countsOf({ nLayers, nNeurons }: Shape, of: (layer: number, i: number) => number): Activations {
   const layers = Array.from({ length: nLayers }, (_, layer) => {
@@ -46,17 +43,19 @@ export interface CostsOptions {
   context?: number;
   /** Predictors that find every active neuron and call no other; `dense` has none, and reads all. */
   mode?: "predictor" | "dense";
+  /** A predictor's share of its FFN; PowerInfer's take 9 %. */
+  predictor?: number;
 }
 
 /** What a model weighs; no scratch. Predictors are stored as the weights are. */
 export function costsOf(shape: Shape, counts: Activations, options: CostsOptions = {}): ModelCosts {
-  const { dtype = "f16", context = 4096, mode = "predictor" } = options;
+  const { dtype = "f16", context = 4096, mode = "predictor", predictor = 0.09 } = options;
   const { nNeurons, dim, kvHeads, headDim } = shape;
   const rows = (n: number, cols: number): Matrix => ({ type: dtype, rows: n, bytes: tensorBytes(dtype, [cols]) });
   const kvType = defaultKvType(dtype);
   const kv = kvPositionBytes(kvType, { nKvHeads: kvHeads, headDim });
   const projections = [rows(dim, dim), rows(2 * kvHeads * headDim, dim), rows(dim, dim)];
-  const rank = 32 * Math.round((PREDICTOR * 3 * nNeurons * dim) / (nNeurons + dim) / 32);
+  const rank = 32 * Math.round((predictor * 3 * nNeurons * dim) / (nNeurons + dim) / 32);
   const predictorRows = mode === "dense" ? [] : [rows(rank, dim), rows(nNeurons, rank)];
   const bytes = (matrices: Matrix[]) => matrices.reduce((sum, matrix) => sum + matrix.rows * matrix.bytes, 0);
   const neuron = 3 * rows(1, dim).bytes;

@@ -320,7 +320,7 @@ void Engine::attend(int layer) {
 }
 
 // Rows of decoding that run dense share the weights they read; sparse rows run one by one.
-void Engine::ffn(int layer, const LayerWeights& w, StepOutput& out, bool asked) {
+void Engine::ffn(int layer, const LayerWeights& w, StepOutput& out, bool asked, bool prompts) {
   const bool keep_activations = profiling_ || !rows_.samples.empty();
   dense_rows_.clear();
   sparse_rows_.clear();
@@ -330,7 +330,7 @@ void Engine::ffn(int layer, const LayerWeights& w, StepOutput& out, bool asked) 
   }
   if (!dense_rows_.empty()) ffn_dense_rows(layer, w, out);
   if (!sparse_rows_.empty()) ffn_sparse_rows(layer, w, asked);
-  if (const int prefill = rows_.n - rows_.n_decode) {
+  if (const int prefill = prompts ? rows_.n - rows_.n_decode : 0) {
     const size_t at = size_t(rows_.n_decode) * c_.dim;
     prefill_.ffn(w, &ffn_in_[at], prefill, &ffn_out_[at], Executor{pool_.get()});
     for (const MatrixView* m : {&w.gate, &w.up, &w.down_t}) stats_.bytes.ffn += m->rows * m->row_bytes;

@@ -120,7 +120,7 @@ class Engine {
   void forward_beside_gpu(std::span<const cuda::Draw> draws);
   void walk_beside_gpu();
   bool layer_beside_gpu(int layer, bool here);
-  bool cold_ffn(int layer);
+  int cold_ffn(int layer);
   void count_asked(int layer);
   void embed();
   void attention(int layer);
@@ -131,8 +131,8 @@ class Engine {
   void attend(int layer);
   void cache_position(int layer, int row, int head);
   void attend_head(int layer, int first, int rows, int head);
-  // `asked`: the GPU said which neurons each row of decoding needs.
-  void ffn(int layer, const LayerWeights& w, StepOutput& out, bool asked = false);
+  // `asked`: the GPU said which neurons each row of decoding needs. `prompts`: their rows, too.
+  void ffn(int layer, const LayerWeights& w, StepOutput& out, bool asked = false, bool prompts = true);
   void ffn_dense_rows(int layer, const LayerWeights& w, StepOutput& out);
   void ffn_sparse_rows(int layer, const LayerWeights& w, bool asked);
   void count_activations(int layer, int rows);

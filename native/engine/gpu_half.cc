@@ -28,13 +28,14 @@ const GpuOptions& checked(const GpuOptions& options, const ModelConfig& config, 
     throw std::runtime_error("GPU: expected heads of a multiple of 8 elements, at most 256, got " + std::to_string(config.head_dim));
   }
   if (config.dim > 16384) throw std::runtime_error("GPU: expected a stream of at most 16384 elements, got " + std::to_string(config.dim));
+  if (options.stream_rows < 1 || options.stream_neurons < 0) throw std::runtime_error("GPU split: expected to stream from a row on");
   if (options.max_rows < 1) throw std::runtime_error("GPU split: expected at least one row of scratch");
   return options;
 }
 
 void place(const GpuModelView& model, const GpuOptions& options, cuda::Arena& arena) {
   const ModelLayout layout(model.config, model.weights, options, model.kv, model.max_position, arena);
-  GpuScratch(model.config, layout.model(), options, model.max_position, arena);
+  GpuScratch(model.config, layout.model(), options, plan_stream(model.config, model.weights, options), model.max_position, arena);
 }
 
 // Refuses what is above the promise, with all its parts.
@@ -87,7 +88,8 @@ GpuHalf::GpuHalf(std::shared_ptr<cuda::Device> device, const GpuModelView& model
       arena_(memory_block_.data, memory_block_.bytes),
       layout_(c_, model.weights, options_, kv_, max_position_, arena_),
       m_(layout_.model()),
-      s_(c_, m_, options_, max_position_, arena_),
+      stream_plan_(plan_stream(c_, model.weights, options_)),
+      s_(c_, m_, options_, stream_plan_, max_position_, arena_),
       state_(s_.state, options_.max_rows, max_position_),
       mail_(device_, c_.n_layers, c_.dim, options_.max_rows, cuda::mask_words(c_.n_neurons), std::min(options_.max_rows, kDecodeRows)),
       state_memory_(device_),
@@ -103,6 +105,11 @@ GpuHalf::GpuHalf(std::shared_ptr<cuda::Device> device, const GpuModelView& model
   host_state_ = StepState(state_memory_.data(), options_.max_rows, max_position_);
   counters_.grow(2 * size_t(c_.n_layers));
   if (options_.head) reserve_outputs(kOutputRows);
+  if (stream_plan_.bytes > 0) {
+    std::vector<LayerWeights> cold;
+    for (int layer = 0; layer < c_.n_layers; ++layer) cold.push_back(model.weights.layers[layer].from(split(layer).neurons));
+    stream_ = std::make_unique<NeuronStream>(device_, std::move(cold), stream_plan_, s_.stream);
+  }
   layout_.upload(*device_, cosine, sine);
   device_->zero(Queue::kCompute, s_.counters, counters_.size() * sizeof(unsigned long long));
   device_->zero(Queue::kCompute, s_.active, (cuda::mask_words(c_.n_neurons) + 1) * sizeof(uint32_t));
@@ -157,24 +164,42 @@ void GpuHalf::start(const GpuStep& step) {
   std::copy(step.draws.begin(), step.draws.end(), draws_.data());
   count_bytes();
   traffic_ = {};
+  marks_.clear();
+  streaming_ = stream_ && step.n - step.n_decode >= options_.stream_rows;
+  issued_ = 0;
+  ++stats_.launches;
   if (recordable(step)) {
     const ProgramKey key{step.n, !step.draws.empty(), apart_};
     Recorded& recorded = programs_[key];
     if (!recorded.program) {
       device_->begin_recording();
-      issue(StepState::bytes(options_.max_rows, max_position_, step.n));
+      issue_state(StepState::bytes(options_.max_rows, max_position_, step.n));
+      issue_up_to(c_.n_layers - 1);
       recorded = {device_->end_recording(), traffic_};
     }
+    issued_ = c_.n_layers;
     traffic_ = recorded.traffic;
     device_->launch(*recorded.program);
     stats_.kernels += recorded.program->operations();
-  } else {
-    issue(state_bytes);
+    device_->record(Queue::kCompute, *end_);
+    return;
   }
-  ++stats_.launches;
+  issue_state(state_bytes);
+  if (streaming_) return stream_->begin(step.on);
+  issue_up_to(0);
   device_->record(Queue::kCompute, *end_);
-  stats_.transfers += traffic_.transfers;
-  stats_.transfer_bytes += traffic_.bytes;
+}
+
+// Without a stream a layer ahead, so that the GPU finds the next one's launches where the host is still at this one.
+void GpuHalf::go_on(int layer) {
+  const int last = std::min(streaming_ ? layer : layer + 1, c_.n_layers - 1);
+  if (issued_ > last) return;
+  issue_up_to(last);
+  device_->record(Queue::kCompute, *end_);
+}
+
+void GpuHalf::issue_up_to(int layer) {
+  while (issued_ <= layer) issue_layer(issued_++);
 }
 
 void GpuHalf::reserve_outputs(size_t n) {
@@ -242,6 +267,8 @@ bool GpuHalf::any_cold(int layer) {
 
 void GpuHalf::finish() {
   device_->synchronize(Queue::kCompute);
+  stats_.transfers += traffic_.transfers;
+  stats_.transfer_bytes += traffic_.bytes;
   if (trace_) read_trace();
 }
 
@@ -252,6 +279,7 @@ void GpuHalf::abandon() noexcept {
   } catch (const std::exception&) {
     // The step has failed already; its error is the one to tell.
   }
+  if (stream_) stream_->abandon();
   mail_.set_abort(false);
 }
 
@@ -269,6 +297,7 @@ void GpuHalf::collect(GpuStats& stats, std::vector<LayerStats>& layers) {
   const auto move = [](auto& to, auto& from) { to += std::exchange(from, {}); };
   move(stats.gpu_neurons, stats_.gpu_neurons), move(stats.gpu_fired, stats_.gpu_fired);
   move(stats.transfers, stats_.transfers), move(stats.transfer_bytes, stats_.transfer_bytes);
+  stats.streamed_bytes += stream_ ? stream_->take_sent_bytes() : 0;
   move(stats.waits, stats_.waits), move(stats.wait_seconds, stats_.wait_seconds), move(stats.launches, stats_.launches);
   move(stats.kernels, stats_.kernels);
   move(stats.bytes.ffn, stats_.bytes.ffn), move(stats.bytes.predictor, stats_.bytes.predictor);

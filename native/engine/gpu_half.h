@@ -1,6 +1,8 @@
 // The GPU's half of the forward pass. A step is given to the device whole, as one recorded program where it only decodes;
 // where a layer is split both halves run at once and leave each other what is needed in the mailbox: the GPU never comes
-// back to the host for orders. The host's half is Engine::walk_beside_gpu.
+// back to the host for orders. Steps that are not recorded are given to it layer by layer, as the host gets there, so that no
+// more launches wait than a queue holds, and prompts' weights can be sent in between. The host's half is
+// Engine::walk_beside_gpu.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +15,7 @@
 #include "cuda/device.h"
 #include "engine/gpu_model.h"
 #include "engine/gpu_scratch.h"
+#include "engine/gpu_stream.h"
 #include "engine/mailbox.h"
 #include "engine/split.h"
 #include "engine/stats.h"
@@ -27,6 +30,7 @@ struct GpuStep {
   std::span<const int32_t* const> blocks;  // block table of each row
   std::span<const FfnMode> modes;
   std::span<const int32_t> outputs;
+  Executor on;                        // packs what is streamed
   std::span<const cuda::Draw> draws;  // of the outputs, where tokens and their log probabilities are wanted; empty: logits
 };
 
@@ -103,6 +107,11 @@ class GpuHalf {
 
   // ------------------------------------------------------------------------------------------------- one step, in order
   void start(const GpuStep& step);
+  // Of prompts, this layer's FFN is computed here alone, the host's neurons streamed.
+  bool streams(int layer) const { return streaming_ && cold(layer); }
+  // The GPU has its work up to this layer afterwards. Comes when the host has given what the layer begins with, and before it
+  // takes anything of it.
+  void go_on(int layer);
   // Leaves `floats` for the GPU.
   void give(Mail mail, int layer, const float* rows, size_t floats);
   // Waits for what the GPU has for the host. Throws when it will not come.
@@ -143,7 +152,9 @@ class GpuHalf {
   bool recordable(const GpuStep& step) const;
   void reserve_outputs(size_t n);
   void count_bytes();
-  void issue(size_t state_bytes);
+  void issue_state(size_t state_bytes);
+  void issue_layer(int layer);
+  void issue_up_to(int layer);
   void attention(int layer, bool normed);
   void project(const cuda::Project::Output (&outputs)[3], const cuda::DeviceRows& x, bool add, const cuda::Norm& norm);
   void attend(const cuda::DeviceKv& kv);
@@ -155,6 +166,9 @@ class GpuHalf {
   void score(int layer);
   void neurons(int layer, const cuda::Merge& merge);
   void prompt_ffn(int layer);
+  void prompt_neurons(const StreamedNeurons& w, bool add);
+  void publish_decoding(int layer);
+  void stream_neurons(int layer);
   bool merge(int layer);
   void head();
   void mark(int layer, const char* name);
@@ -177,6 +191,7 @@ class GpuHalf {
   cuda::Arena arena_;
   ModelLayout layout_;
   const DeviceModel& m_;
+  const StreamPlan stream_plan_;
   GpuScratch s_;
   StepState state_, host_state_;  // the same block on the device and in page-locked memory
   Mailbox mail_;
@@ -187,11 +202,15 @@ class GpuHalf {
   PinnedBuffer<unsigned long long> counters_;
   std::unique_ptr<cuda::Event> end_;
   std::map<ProgramKey, Recorded> programs_;
+  std::unique_ptr<NeuronStream> stream_;  // null: nothing is streamed
 
   std::vector<float> thresholds_;
   GpuStep step_;
   bool apart_ = false;  // every row of the step is of a sequence of its own
   uint32_t number_ = 0;  // of the step
+  int issued_ = 0;       // layers of it that the GPU has
+  bool streaming_ = false;
+  bool normed_ = false;  // what the next layer's attention reads is there
   Traffic traffic_;
   GpuStats stats_;
 

@@ -9,23 +9,26 @@ namespace pi {
 
 using cuda::Queue;
 
-void GpuHalf::issue(size_t state_bytes) {
+void GpuHalf::issue_state(size_t state_bytes) {
   device_->upload(Queue::kCompute, s_.state, state_memory_.data(), state_bytes);
   count_transfer(state_bytes);
-  bool here = false, normed = false;  // the stream x [n, dim] is on the GPU; so is its norm
-  for (int layer = 0; layer < c_.n_layers; ++layer) {
-    if (split(layer).attention) {
-      if (!here) {
-        mark(layer, "receive");
-        k_.receive(device_->stream(), {meet(Mail::kStream, layer), mail_.box(Mail::kStream), {s_.x, nullptr, nullptr, c_.dim}, step_.n});
-        count_transfer(sizeof(float) * step_.n * c_.dim);
-      }
-      mark(layer, "attention");
-      attention(layer, normed);
+  normed_ = false;
+}
+
+// A layer, and after the last one the head.
+void GpuHalf::issue_layer(int layer) {
+  const bool here = layer > 0 && merges(layer - 1);  // the stream x [n, dim] is on the GPU
+  if (split(layer).attention) {
+    if (!here) {
+      mark(layer, "receive");
+      k_.receive(device_->stream(), {meet(Mail::kStream, layer), mail_.box(Mail::kStream), {s_.x, nullptr, nullptr, c_.dim}, step_.n});
+      count_transfer(sizeof(float) * step_.n * c_.dim);
     }
-    normed = ffn(layer);
-    here = merges(layer);
+    mark(layer, "attention");
+    attention(layer, normed_);
   }
+  normed_ = ffn(layer);
+  if (layer + 1 < c_.n_layers) return;
   if (options_.head) {
     mark(-1, "head");
     head();
@@ -53,7 +56,7 @@ cuda::Norm GpuHalf::ffn_norm(int layer) {
 
 // The host gets the FFN's input for neurons of its own, and a signal with it or, where masks follow, with them.
 void GpuHalf::publish(int layer, cuda::Norm& norm) {
-  if (!cold(layer)) return;
+  if (!cold(layer) || streams(layer)) return;
   norm.host = mail_.box(Mail::kFfnAsked);
   if (!masks(layer)) norm.signal = meet(Mail::kFfnAsked, layer);
   count_transfer(sizeof(float) * step_.n * c_.dim);
@@ -109,15 +112,17 @@ void GpuHalf::attend(const cuda::DeviceKv& kv) {
 // is there.
 bool GpuHalf::ffn(int layer) {
   const LayerSplit& at = split(layer);
-  if (at.ffn() && !at.attention) {
+  if ((at.ffn() || streams(layer)) && !at.attention) {
     mark(layer, "receive");
     k_.receive(device_->stream(), {meet(Mail::kFfnInput, layer), mail_.box(Mail::kFfnInput), ffn_rows(), step_.n});
     count_transfer(sizeof(float) * step_.n * c_.dim);
   }
+  if (streams(layer) && at.attention) publish_decoding(layer);
   if (masks(layer)) score(layer);
-  if (at.neurons == 0 && !at.attention && !merges(layer)) return false;
+  if (at.neurons == 0 && !at.attention && !merges(layer) && !streams(layer)) return false;
   if (at.neurons > 0) mark(layer, "neurons");
   if (at.neurons > 0 && step_.n > step_.n_decode) prompt_ffn(layer);
+  if (streams(layer)) stream_neurons(layer);
   return merge(layer);
 }
 
@@ -157,13 +162,36 @@ void GpuHalf::neurons(int layer, const cuda::Merge& merge) {
 
 void GpuHalf::prompt_ffn(int layer) {
   const DeviceLayer& w = m_.layers[layer];
+  prompt_neurons({w.gate, w.up, w.down, w.gate_bias, w.up_bias}, false);
+}
+
+// Some of a layer's neurons for all rows of prompts.
+void GpuHalf::prompt_neurons(const StreamedNeurons& w, bool add) {
   const int decode = step_.n_decode, prompt = step_.n - decode;
   const float* x = ffn_rows().x + size_t(decode) * c_.dim;
   if (c_.gated) k_.gemm(device_->stream(), {w.gate, false, x, w.gate_bias, s_.gate, false, prompt, s_.gemm_work});
   k_.gemm(device_->stream(), {w.up, false, x, w.up_bias, s_.up, false, prompt, s_.gemm_work});
   k_.activate(device_->stream(), {unary(c_.activation), c_.activation == Activation::kDRelu, c_.fatrelu_threshold, c_.gated ? s_.gate : nullptr, s_.up,
                                   size_t(prompt) * w.up.rows});
-  k_.gemm(device_->stream(), {w.down, true, s_.up, nullptr, s_.prompt_part, false, prompt, s_.gemm_work});
+  k_.gemm(device_->stream(), {w.down, true, s_.up, nullptr, s_.prompt_part, add, prompt, s_.gemm_work});
+}
+
+// Where prompts' neurons come here, the host has those of decoding alone.
+void GpuHalf::publish_decoding(int layer) {
+  const int decode = step_.n_decode;
+  if (decode == 0) return;
+  mark(layer, "publish");
+  k_.publish(device_->stream(), {ffn_rows().x, mail_.box(Mail::kFfnAsked), decode * c_.dim, masks(layer) ? cuda::Meeting{} : meet(Mail::kFfnAsked, layer)});
+  count_transfer(sizeof(float) * decode * c_.dim);
+}
+
+// The host's neurons, after those that are here.
+void GpuHalf::stream_neurons(int layer) {
+  const double began = Trace::now();
+  mark(layer, "stream");
+  bool add = split(layer).neurons > 0;
+  stream_->each(layer, [&](const StreamedNeurons& piece) { prompt_neurons(piece, std::exchange(add, true)); });
+  if (trace_) trace_->add(false, layer, "stream", began, Trace::now());
 }
 
 // Adds the halves up where the stream goes on: here, or on the host. Returns whether the next layer's norm is there, too.
@@ -171,7 +199,8 @@ bool GpuHalf::merge(int layer) {
   const LayerSplit& at = split(layer);
   const bool to_gpu = merges(layer), from_host = to_gpu && (cold(layer) || !at.attention);
   const int decode = step_.n_decode, prompt = step_.n - decode;
-  if (from_host || !to_gpu) count_transfer(sizeof(float) * step_.n * c_.dim);
+  const int moved = to_gpu && at.attention && streams(layer) ? decode : step_.n;
+  if ((from_host || !to_gpu) && moved > 0) count_transfer(sizeof(float) * moved * c_.dim);
   bool normed = false;
   for (const bool prompts : {false, true}) {
     const int rows = prompts ? prompt : decode;
@@ -180,8 +209,10 @@ bool GpuHalf::merge(int layer) {
     cuda::Merge a;
     a.rows = rows, a.dim = c_.dim, a.arrivals = s_.arrivals;
     if (at.attention) a.base = s_.x + first;
-    if (at.neurons > 0) a.parts = prompts ? s_.prompt_part : s_.parts, a.n_parts = prompts ? 1 : kDownParts;
-    if (from_host) {
+    if (prompts && (at.neurons > 0 || streams(layer))) a.parts = s_.prompt_part, a.n_parts = 1;
+    if (!prompts && at.neurons > 0) a.parts = s_.parts, a.n_parts = kDownParts;
+    // Of streamed neurons the host has nothing to add to the stream, but it may have that.
+    if (from_host && !(prompts && streams(layer) && at.attention)) {
       a.wait = meet(Mail::kHostPart, layer);
       a.host = mail_.box(Mail::kHostPart) + first;
       // A step of decoding waits only where it asked for something.

@@ -39,11 +39,11 @@ size_t StepState::bytes(int max_rows, int max_position, int sequences) {
 
 size_t GpuScratch::arrival_words(const ModelConfig& c) { return cuda::arrival_words(kDecodeRows, c.n_heads, c.dim); }
 
-GpuScratch::GpuScratch(const ModelConfig& c, const DeviceModel& model, const GpuOptions& options, int max_position, cuda::Arena& arena) {
+GpuScratch::GpuScratch(const ModelConfig& c, const DeviceModel& model, const GpuOptions& options, const StreamPlan& streamed, int max_position, cuda::Arena& arena) {
   const size_t rows = options.max_rows, decode = std::min(options.max_rows, kDecodeRows);
   bool attention = false;
   int neurons = 0, rank = 0;
-  size_t gemm = 0;
+  size_t gemm = streamed.product_bytes;
   const auto need = [&](const cuda::DeviceMatrix& w, bool transposed) {
     if (w) gemm = std::max(gemm, cuda::gemm_workspace(w, transposed, options.max_rows));
   };
@@ -77,9 +77,11 @@ GpuScratch::GpuScratch(const ModelConfig& c, const DeviceModel& model, const Gpu
   arrivals = arena.take<uint32_t>(Use::kScratch, arrival_words(c));
   parts = arena.take<float>(Use::kScratch, kDownParts * decode * c.dim);
   counters = arena.take<unsigned long long>(Use::kScratch, 2 * model.layers.size());
-  gate = arena.take<float>(Use::kScratch, c.gated ? rows * neurons : 0);
-  up = arena.take<float>(Use::kScratch, rows * neurons);
-  prompt_part = arena.take<float>(Use::kScratch, neurons > 0 ? rows * c.dim : 0);
+  const int most = std::max(neurons, streamed.most_neurons);
+  gate = arena.take<float>(Use::kScratch, c.gated ? rows * most : 0);
+  up = arena.take<float>(Use::kScratch, rows * most);
+  prompt_part = arena.take<float>(Use::kScratch, most > 0 ? rows * c.dim : 0);
+  stream = arena.take<uint8_t>(Use::kScratch, streamed.device_bytes());
   gemm_work = arena.take<uint8_t>(Use::kScratch, gemm);
   swaps = arena.take<uint8_t>(Use::kScratch, swap_bytes(model, options, c.n_neurons));
   if (!options.head) return;

@@ -6,6 +6,7 @@
 #include "cuda/arena.h"
 #include "cuda/kernels.h"
 #include "engine/gpu_model.h"
+#include "engine/gpu_stream.h"
 
 namespace pi {
 
@@ -47,9 +48,10 @@ struct GpuScratch {
   unsigned long long* counters = nullptr;                     // [n_layers, 2]
   void* attention_work = nullptr;
   // Prompts.
-  float *gate = nullptr, *up = nullptr;  // [max_rows, most neurons]
+  float *gate = nullptr, *up = nullptr;  // [max_rows, most neurons, resident or of a streamed piece]
   float* prompt_part = nullptr;          // [max_rows, dim]
   void* gemm_work = nullptr;
+  uint8_t* stream = nullptr;  // engine/gpu_stream.h
   uint8_t* swaps = nullptr;  // engine/replacement.h
   // Head.
   cuda::DeviceRows out;     // [kOutputRows, dim]
@@ -58,7 +60,7 @@ struct GpuScratch {
 
   GpuScratch() = default;
   static size_t arrival_words(const ModelConfig& config);
-  GpuScratch(const ModelConfig& config, const DeviceModel& model, const GpuOptions& options, int max_position, cuda::Arena& arena);
+  GpuScratch(const ModelConfig& config, const DeviceModel& model, const GpuOptions& options, const StreamPlan& stream, int max_position, cuda::Arena& arena);
 };
 
 }  // namespace pi

@@ -113,8 +113,8 @@ void Engine::step_beside_gpu(const Batch& batch, StepOutput& out) {
 void Engine::forward_beside_gpu(std::span<const cuda::Draw> draws) {
   reserve();
   if (replacement_) stats_.gpu.swaps += replacement_->between_steps();
-  gpu_->start({rows_.n, rows_.n_decode, rows_.positions, rows_.blocks, rows_.modes, rows_.outputs, draws});
   try {
+    gpu_->start({rows_.n, rows_.n_decode, rows_.positions, rows_.blocks, rows_.modes, rows_.outputs, Executor{pool_.get()}, draws});
     walk_beside_gpu();
     gpu_->finish();
   } catch (...) {
@@ -143,20 +143,21 @@ bool Engine::layer_beside_gpu(int layer, bool here) {
     if (tracing_) trace_.add(false, layer, "attention", began, Trace::now());
   }
   here = !split.attention;
-  if (here && split.ffn()) gpu_->give(Mail::kFfnInput, layer, ffn_in_.data(), floats);
-  const bool worked = cold_ffn(layer);  // ffn_out [T, dim]
+  if (here && (split.ffn() || gpu_->streams(layer))) gpu_->give(Mail::kFfnInput, layer, ffn_in_.data(), floats);
+  gpu_->go_on(layer);
+  const int worked = cold_ffn(layer) * c_.dim;  // ffn_out [rows, dim]
   if (gpu_->merges(layer)) {
-    if (here && worked) k_.add(x_.data(), ffn_out_.data(), n);
-    if (here || worked) gpu_->give(Mail::kHostPart, layer, here && !worked ? x_.data() : ffn_out_.data(), floats);
+    if (here && worked) k_.add(ffn_out_.data(), x_.data(), worked);
+    if (here || worked) gpu_->give(Mail::kHostPart, layer, here ? x_.data() : ffn_out_.data(), here ? floats : worked);
     count_asked(layer);
     return false;
   }
   count_asked(layer);
-  if (!here || split.neurons > 0) {
+  if (!here || split.neurons > 0 || gpu_->streams(layer)) {
     const float* part = gpu_->take(Mail::kGpuStream, layer);
     here ? k_.add(part, x_.data(), n) : void(std::copy_n(part, floats, x_.data()));
   }
-  if (worked) k_.add(ffn_out_.data(), x_.data(), n);
+  if (worked) k_.add(ffn_out_.data(), x_.data(), worked);
   for (int t = 0; w_.layers[layer].down_bias && t < rows_.n; ++t) k_.add(w_.layers[layer].down_bias, &x_[size_t(t) * c_.dim], c_.dim);
   return true;
 }
@@ -168,30 +169,31 @@ void Engine::count_asked(int layer) {
   }
 }
 
-// What the host's neurons give; false where nobody asks for any.
-bool Engine::cold_ffn(int layer) {
+// What the host's neurons give, of how many rows: those of prompts may be the GPU's; 0 where nobody asks for any.
+int Engine::cold_ffn(int layer) {
   const LayerSplit& split = gpu_->split(layer);
+  const int rows = gpu_->streams(layer) ? rows_.n_decode : rows_.n;
   LayerStats& stats = stats_.layers[layer];
   const bool asked = split.predictor && rows_.n_decode > 0;
   const auto idle = [&] {
     stats.rows += rows_.n_decode, stats.weighted_recall += rows_.n_decode;
-    return false;
+    return 0;
   };
-  if (split.neurons == c_.n_neurons) return idle();
+  if (split.neurons == c_.n_neurons || rows == 0) return idle();
   if (split.attention || asked) {
     const float* in = gpu_->take(Mail::kFfnAsked, layer);
     if (asked && rows_.n == rows_.n_decode && !gpu_->any_cold(layer)) return idle();
-    if (split.attention) std::copy_n(in, size_t(rows_.n) * c_.dim, ffn_in_.data());
+    if (split.attention) std::copy_n(in, size_t(rows) * c_.dim, ffn_in_.data());
   }
   const double began = Trace::now();
   const uint64_t predicted = stats.predicted, active = stats.active;
   StepOutput none;
-  ffn(layer, cold_[layer], none, asked);
+  ffn(layer, cold_[layer], none, asked, rows == rows_.n);
   stats_.gpu.cpu_neurons += stats.predicted - predicted, stats_.gpu.cpu_fired += stats.active - active;
   const double ended = Trace::now();
   stats_.parts.ffn += ended - began;
   if (tracing_) trace_.add(false, layer, "neurons", began, ended);
-  return true;
+  return rows;
 }
 
 }  // namespace pi

@@ -33,6 +33,7 @@ struct GpuStats {
   // Neuron-rows of decoding that each side was asked for, and those that fired.
   uint64_t gpu_neurons = 0, cpu_neurons = 0, gpu_fired = 0, cpu_fired = 0;
   uint64_t transfers = 0, transfer_bytes = 0;  // between the two memories, weights left out
+  uint64_t streamed_bytes = 0;                 // of weights that went to the GPU for prompts
   uint64_t waits = 0;                          // of the host for the GPU
   double wait_seconds = 0;
   uint64_t launches = 0;  // calls that gave the GPU work: one a step where it was recorded

@@ -18,8 +18,16 @@ export interface DeviceRun {
   gpu: { memory: GpuMemory; budget: number; split: GpuSplit } | null;
   /** What `pi place` predicted, and for which machine; null for what is no artifact. */
   placed: (PlacementSpeed & { hardware: string }) | null;
-  /** Where a trace was written, of what, and what it says of each layer. */
-  trace: { path: string; mode: FfnMode; context: number; tokens: number; layers: LayerTrace[] } | null;
+  /** Where a trace was written, of what, and what it says of the prompt and of each layer in decoding. */
+  trace: {
+    path: string;
+    mode: FfnMode;
+    context: number;
+    tokens: number;
+    /** `streamedBytes`: weights of the CPU's neurons that were sent to the GPU for it. */
+    prompt: { seconds: number; streamedBytes: number };
+    layers: LayerTrace[];
+  } | null;
 }
 
 export interface BenchReport {
@@ -100,8 +108,12 @@ function printGpu(speeds: readonly ForecastSpeed[], table: SpeedTable): void {
   ]);
 }
 
-function printTrace({ path, mode, context, tokens, layers }: NonNullable<DeviceRun["trace"]>): void {
+function printTrace({ path, mode, context, tokens, prompt, layers }: NonNullable<DeviceRun["trace"]>): void {
   const us = (seconds: number): string => formatNumber(seconds * 1e6);
+  if (context > 0) {
+    const sent = `${formatBytes(prompt.streamedBytes)} of the CPU's neurons sent to the GPU`;
+    write("", `the prompt of ${context} tokens, traced: ${formatSeconds(prompt.seconds)}, ${sent}`);
+  }
   write("", `per token and layer, ${mode}, context ${context}, launched one by one (µs; ${tokens} tokens in ${path})`);
   printTable(
     ["layer", "transfers", "CPU waits", "CPU waited", "GPU waited", "CPU worked", "GPU worked", "both at neurons"],

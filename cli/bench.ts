@@ -6,7 +6,7 @@ import { writeAtomic } from "../io/atomic-file.ts";
 import type { StageContext } from "../io/progress.ts";
 import { readArtifact } from "../model/artifact.ts";
 import { DEVICES, type DeviceChoice, type GpuUse } from "../model/device.ts";
-import { firstToken, measureSpeed, speedTokens, traceDecoding, type SpeedOptions } from "../model/measure.ts";
+import { firstToken, measureSpeed, speedTokens, traceText, type SpeedOptions } from "../model/measure.ts";
 import { checkMode, sparseModes } from "../model/modes.ts";
 import { openModel, type OpenModel } from "../model/open.ts";
 import { summariseTrace } from "../model/trace.ts";
@@ -56,7 +56,7 @@ export function define(command: Command): void {
     .option("--threads <N>", "default: all cores", parseInteger(1, 1024))
     .addOption(kvTypeOption())
     .option("--predictors <FILE>", "predictors.safetensors to use with a converted model")
-    .option("--trace <FILE>", "write what CPU and GPU did for a few tokens, in Chrome's trace format")
+    .option("--trace <FILE>", "write what CPU and GPU did for the prompt and a few tokens, in Chrome's trace format")
     .option("--json", "print one JSON document")
     .action(bench);
 }
@@ -167,7 +167,7 @@ function checkContexts({ config }: OpenModel, contexts: number[], tokens: number
   command.error(`error: --context and --tokens: expected at most ${config.maxPositions} together, got ${longest}`);
 }
 
-/** Writes a trace of the mode that skips most; returns what it shows of each layer. */
+/** Writes a trace of the mode that skips most; returns what it shows of the prompt, and of each layer in decoding. */
 async function writeTrace(
   path: string,
   model: OpenModel,
@@ -177,10 +177,16 @@ async function writeTrace(
 ): Promise<DeviceRun["trace"]> {
   const tokens = Math.min(TRACED_TOKENS, most);
   const what = { mode: modes.at(-1)!, context: contexts[0]!, tokens };
-  const spans = await traceDecoding(model, text, what);
-  const json = chromeTrace(spans, { process: `pi bench ${model.name}, ${what.mode}`, cpu: "CPU", gpu: name });
+  const { prompt, decoding } = await traceText(model, text, what);
+  const { seconds, streamedBytes } = prompt;
+  const json = chromeTrace([...prompt.spans, ...decoding], {
+    process: `pi bench ${model.name}, ${what.mode}`,
+    cpu: "CPU",
+    gpu: name,
+  });
   await writeAtomic(path, (file) => file.writeFile(`${json}\n`));
-  return { path, ...what, layers: summariseTrace(spans, split, model.config.nNeurons, tokens) };
+  const layers = summariseTrace(decoding, split, model.config.nNeurons, tokens);
+  return { path, ...what, prompt: { seconds, streamedBytes }, layers };
 }
 
 /** What `pi place` predicted for the artifact and the machine it was placed for. */

@@ -2,9 +2,9 @@
 import { check, PiError } from "../formats/errors.ts";
 import { native, type DeviceReport, type GpuMemory, type GpuOptions, type OpenOptions } from "../native/index.ts";
 import { readArtifact, type Artifact } from "./artifact.ts";
-import { isSparse } from "./config.ts";
+import { isSparse, type ModelConfig } from "./config.ts";
 import { allOnGpu, fitSteps, leastSplit, placedOnGpu, stepsOf, type GpuSplit, type Step } from "./gpu-fit.ts";
-import { GPU_ROWS, isEmpty, partBytes, sumParts, type PartBytes } from "./gpu-memory.ts";
+import { gpuRows, isEmpty, partBytes, sumParts, type PartBytes } from "./gpu-memory.ts";
 import type { ModelFile } from "./model-file.ts";
 
 /** `auto`: the GPU where there is one and the artifact was placed for one. */
@@ -91,7 +91,10 @@ export function planDevice(
   const budget = Math.min(wanted.vram ?? artifact.placement.vramBudget, found.freeBytes + found.contextBytes);
   const adapt = wanted.adapt ?? false;
   const count = (split: GpuSplit): GpuMemory =>
-    withContext(native().gpuMemory({ ...options, gpu: gpuOptions({ split, budget, adapt }) }), found.contextBytes);
+    withContext(
+      native().gpuMemory({ ...options, gpu: gpuOptions(file.config, { split, budget, adapt }) }),
+      found.contextBytes,
+    );
   const { nLayers } = file.config;
   const use = ({ split, memory }: Fitted, reduced: boolean): DeviceUse => {
     return { gpu: { name: found.name, split, memory, budget, reduced, adapt } };
@@ -160,9 +163,12 @@ function stepsTo(split: GpuSplit, file: ModelFile, artifact: Artifact, parts: Pa
 }
 
 /** What the engine is told. */
-export const gpuOptions = ({ split, budget, adapt }: Pick<GpuUse, "split" | "budget" | "adapt">): GpuOptions => {
-  return { ...split, vramBytes: budget, maxRows: GPU_ROWS, adapt };
-};
+export function gpuOptions(
+  config: ModelConfig,
+  { split, budget, adapt }: Pick<GpuUse, "split" | "budget" | "adapt">,
+): GpuOptions {
+  return { ...split, vramBytes: budget, maxRows: gpuRows(config, budget), adapt };
+}
 
 /** A count of parts with what the device's context takes, whether that was counted already or not. */
 function withContext({ total, context, ...parts }: GpuMemory, contextBytes: number): GpuMemory {

@@ -9,8 +9,22 @@ import type { ModelConfig } from "./config.ts";
 import { kvPositionBytes } from "./kv-type.ts";
 import { layerTensor } from "./tensors.ts";
 
-/** Rows of a step that the GPU works on at once: a part of a prompt; decoding has far fewer. */
+/** Rows of a step that a GPU works on at once, at least: a part of a prompt; decoding has far fewer. */
 export const GPU_ROWS = 64;
+/** At most: weights that are sent to the GPU for a prompt are multiplied with so many rows, and it is busy with fewer. */
+const MOST_ROWS = 512;
+/** Of a budget of device memory, and of a small model: what scratch may take where there are more than the fewest rows. */
+const SCRATCH_SHARE = 1 / 16;
+
+/** The most rows, a power of two, whose scratch memory leaves a budget to the weights; a function of nothing else, for it is placed with. */
+export function gpuRows(config: ModelConfig, budget: number): number {
+  const { dim, nHeads, nKvHeads, headDim, nNeurons, nLayers, gated } = config;
+  const layer = dim * (2 * (nHeads + nKvHeads) * headDim + (gated ? 3 : 2) * nNeurons);
+  const inFourBits = (nLayers * layer) / 2;
+  let rows = MOST_ROWS;
+  while (rows > GPU_ROWS && scratchBytes(config, rows) > SCRATCH_SHARE * Math.min(budget, inFourBits)) rows /= 2;
+  return rows;
+}
 
 /** Bytes of device memory by part. */
 export interface PartBytes {

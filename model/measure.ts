@@ -150,18 +150,27 @@ interface Run {
   gpu: GpuSpeed | null;
 }
 
-/** What both devices did while the last `tokens` tokens of a text were decoded after `context` others. */
-export async function traceDecoding(
+/** What both devices did for a prompt, and then to decode. */
+export interface TracedText {
+  prompt: { spans: TraceSpan[]; seconds: number; streamedBytes: number };
+  decoding: TraceSpan[];
+}
+
+/** Traces the last `tokens` tokens of a text, decoded after `context` others, which are its prompt. */
+export async function traceText(
   model: OpenModel,
   text: Int32Array,
   { mode, context: length, tokens }: { mode: FfnMode; context: number; tokens: number },
-): Promise<TraceSpan[]> {
+): Promise<TracedText> {
   const sequences = [withContext(text, length, tokens)];
-  await prefill(model, sequences, length);
-  model.engine.setTracing(true);
+  const { engine } = model;
+  engine.setTracing(true);
   try {
+    engine.resetStats();
+    const seconds = await prefill(model, sequences, length);
+    const prompt = { spans: engine.trace(), seconds, streamedBytes: engine.stats().gpu?.streamedBytes ?? 0 };
     await decode(model, sequences, length, mode);
-    return model.engine.trace();
+    return { prompt, decoding: engine.trace() };
   } finally {
     model.engine.setTracing(false);
   }

@@ -113,7 +113,7 @@ export async function openModelFile(file: ModelFile, options: OpenModelOptions =
 
 function openEngine(file: ModelFile, options: OpenOptions, { gpu }: DeviceUse): Engine {
   try {
-    return native().openEngine(gpu ? { ...options, gpu: gpuOptions(gpu) } : options);
+    return native().openEngine(gpu ? { ...options, gpu: gpuOptions(file.config, gpu) } : options);
   } catch (error) {
     throw error instanceof PiError ? error : openingError(file.path, error as Error, gpu);
   }

@@ -45,6 +45,11 @@ export interface GpuOptions {
   vramBytes: number;
   /** Rows of a step at most that the GPU has scratch for; longer steps are cut by the engine. */
   maxRows: number;
+  /**
+   * Prompt rows of a step from which the CPU's neurons are sent to the GPU, and multiplied there; default: where a fast CPU takes
+   * as long as the bus. None with more than `maxRows`.
+   */
+  streamRows?: number;
   /** Neurons change places between the devices as they are asked for; logits then depend, in their last bits, on what was computed before. */
   adapt?: boolean;
 }
@@ -204,6 +209,8 @@ export interface GpuStats {
   /** Vectors and masks that went from one device to the other, and their bytes. */
   transfers: number;
   transferBytes: number;
+  /** Weights of the CPU's neurons that were sent to the GPU for prompts; no transfers. */
+  streamedBytes: number;
   /** How often one device waited for the other, and how long the CPU did. */
   waits: number;
   hostWaitSeconds: number;

@@ -7,7 +7,7 @@ import { machineName } from "../io/hardware.ts";
 import { sha256 } from "../io/hash.ts";
 import type { StageContext } from "../io/progress.ts";
 import { readArtifact } from "../model/artifact.ts";
-import { GPU_ROWS, isEmpty, NO_MEMORY } from "../model/gpu-memory.ts";
+import { gpuRows, isEmpty, NO_MEMORY } from "../model/gpu-memory.ts";
 import { readModelFile } from "../model/model-file.ts";
 import { tensorRefs } from "../model/open.ts";
 import { KV_BLOCK, native } from "../native/index.ts";
@@ -83,7 +83,7 @@ export async function place(dir: string, options: PlaceOptions, context: StageCo
   const tensors = new Map([...inputs.model.tensors, ...(inputs.predictors?.tensors ?? [])]);
   const costs = modelCosts({ ...inputs.model, tensors }, activity, inputs.predictors?.metrics, { contextTokens });
   const hardware = file?.hardware ?? (await measureHardware(vram, weightBytes(tensors)));
-  const count = counter(inputs, costs, contextTokens, hardware.gpu);
+  const count = counter(inputs, costs, contextTokens, vram, hardware.gpu);
   const placement = await choosePlacement(costs, hardware, { vram, ram }, solver, context, count);
   const metadata = { ...artifactMetadata(inputs, placement, name), "pi.provenance": JSON.stringify(origin) };
   const sources = [inputs.model, ...(inputs.predictors ? [inputs.predictors] : [])];
@@ -95,8 +95,14 @@ export async function place(dir: string, options: PlaceOptions, context: StageCo
 const weightBytes = (tensors: ReadonlyMap<string, { bytes: number }>): number =>
   [...tensors.values()].reduce((sum, { bytes }) => sum + bytes, 0);
 
-/** What the engine will take of a GPU's memory for a split, beside the context that a runtime takes on `gpu`. */
-function counter({ model, predictors }: Inputs, costs: ModelCosts, contextTokens: number, gpu: Gpu): Count {
+/** What the engine will take of a GPU's memory for a split and a budget, beside the context that a runtime takes on `gpu`. */
+function counter(
+  { model, predictors }: Inputs,
+  costs: ModelCosts,
+  contextTokens: number,
+  budget: number,
+  gpu: Gpu,
+): Count {
   const options = {
     files: [model.path, ...(predictors ? [predictors.path] : [])],
     tensors: [...tensorRefs(model.tensors, 0), ...(predictors ? tensorRefs(predictors.tensors, 1) : [])],
@@ -106,6 +112,7 @@ function counter({ model, predictors }: Inputs, costs: ModelCosts, contextTokens
     kvBlocks: Math.ceil(contextTokens / KV_BLOCK),
     kvType: costs.kv.type,
   };
+  const rows = gpuRows(model.config, budget);
   return (split) => {
     const placed = gpuSplit(split);
     if (isEmpty(placed)) return NO_MEMORY;
@@ -115,7 +122,7 @@ function counter({ model, predictors }: Inputs, costs: ModelCosts, contextTokens
       ...counted
     } = native().gpuMemory({
       ...options,
-      gpu: { ...placed, vramBytes: gpu.vramBytes, maxRows: GPU_ROWS },
+      gpu: { ...placed, vramBytes: gpu.vramBytes, maxRows: rows },
     });
     const parts = { ...counted, context: gpu.reservedBytes };
     return { ...parts, total: Object.values(parts).reduce((a, b) => a + b, 0) };

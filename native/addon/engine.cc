@@ -377,6 +377,7 @@ class EngineObject final : public Napi::ObjectWrap<EngineObject> {
     out.Set("firedRows", both(stats.gpu_fired, stats.cpu_fired));
     out.Set("transfers", count(stats.transfers));
     out.Set("transferBytes", count(stats.transfer_bytes));
+    out.Set("streamedBytes", count(stats.streamed_bytes));
     out.Set("waits", count(stats.waits));
     out.Set("hostWaitSeconds", stats.wait_seconds);
     out.Set("gpuLaunches", count(stats.launches));

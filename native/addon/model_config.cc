@@ -95,6 +95,7 @@ GpuOptions read_gpu(const Napi::Object& o) {
   out.head = flag(o, "head");
   out.vram_bytes = static_cast<size_t>(std::max(0.0, number(o, "vramBytes")));
   out.max_rows = integer(o, "maxRows", 1, 1 << 20);
+  if (o.Has("streamRows")) out.stream_rows = integer(o, "streamRows", 1, 1 << 30);
   out.adapt = flag(o, "adapt");
   const Napi::Array layers = object(o, "layers").As<Napi::Array>();
   for (uint32_t i = 0; i < layers.Length(); ++i) {

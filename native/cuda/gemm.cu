@@ -298,7 +298,7 @@ __global__ void __launch_bounds__(256) sum_parts(Product p, const float* parts, 
 // -------------------------------------------------------------------------------------------------------------- launches
 
 #if defined(PI_EMULATED)
-constexpr int kBusy = 4;  // so that small products take every path
+constexpr int kBusy = 8;  // so that small products take every path
 #else
 constexpr int kBusy = kManyBlocks;
 #endif

@@ -14,7 +14,7 @@ constexpr int kOuter = 128;          // of a block
 constexpr int kInner = 32;           // of a step
 constexpr int kSegmentSteps = 32;    // partial sums begin anew every 1024 elements, whoever computes them
 constexpr int kXBytes = 4 * kInner;  // of a row of x and a step: 32 high and 32 low halves, or 32 f32
-constexpr int kMostRows = 128;       // of a block, and of a product whose segments are computed side by side
+constexpr int kMostRows = 128;       // of a block
 constexpr int kManyBlocks = 128;     // keep a big GPU's multiprocessors busy
 
 constexpr int div_up(int n, int by) { return (n + by - 1) / by; }
@@ -34,15 +34,20 @@ struct GemmCut {
     if (!plain && rows > 64 && blocks(kMostRows) >= busy) return kMostRows;
     return rows <= 32 ? 32 : 64;
   }
-  // 1: a block walks the whole sum.
-  int segments(int busy) const { return rows <= kMostRows && blocks(tile_rows(busy)) < busy ? div_up(steps, kSegmentSteps) : 1; }
+  // 1: a block walks the whole sum. More rows than a block has are worth their sums' way through memory only where most of
+  // the GPU would be idle.
+  int segments(int busy) const {
+    const int apart = blocks(tile_rows(busy));
+    return apart < busy && (rows <= kMostRows || 2 * apart <= busy) ? div_up(steps, kSegmentSteps) : 1;
+  }
 
   // The workspace: split rows, what undoes their scaling, and sums of segments. As much as fewer rows need, or more.
   size_t x_bytes() const { return whole_rows() * steps * kXBytes; }
   size_t inverse_bytes() const { return whole_rows() * sizeof(float); }
   size_t workspace_bytes() const {
     const bool apart = steps > kSegmentSteps && div_up(outer, kOuter) < kManyBlocks;
-    const size_t parts = apart ? size_t(div_up(steps, kSegmentSteps)) * std::min(rows, kMostRows) * outer : 0;
+    const int most = std::max(kMostRows, kManyBlocks / 2 / div_up(outer, kOuter) * 64);  // rows in segments
+    const size_t parts = apart ? size_t(div_up(steps, kSegmentSteps)) * std::min(rows, most) * outer : 0;
     return x_bytes() + inverse_bytes() + align_up(parts * sizeof(float), 256);
   }
 

@@ -18,8 +18,9 @@ using cuda::Queue;
 // at most, so that the two of a small model do not displace what they are to help.
 constexpr size_t kPieceBytes = size_t{8} << 20;
 constexpr int kPiecesOfLayer = 8;
-// A product's blocks have 128 columns, its steps 32 elements of a sum (cuda/gemm_cut.h): pieces are whole ones.
-constexpr int kColumns = 128, kStep = 32;
+// A product's blocks have 128 columns, its steps 32 elements of a sum (cuda/gemm_cut.h): pieces are whole ones. With more
+// columns, products of 512 rows would no longer be cut along their sums, and yet not keep a GPU busy.
+constexpr int kColumns = 128, kStep = 32, kMostColumns = 1024;
 
 // Where the parts of a piece lie in its buffer.
 struct PieceLayout {
@@ -39,7 +40,7 @@ struct PieceLayout {
 
 int piece_neurons(const LayerWeights& w, int n_neurons) {
   const size_t fit = kPieceBytes / PieceLayout(w, 1).end;
-  const int most = static_cast<int>(std::min<size_t>(fit, n_neurons / kPiecesOfLayer));
+  const int most = static_cast<int>(std::min<size_t>({fit, kMostColumns, size_t(n_neurons / kPiecesOfLayer)}));
   const int whole = most >= kColumns ? kColumns : kStep;
   return std::max(most / whole * whole, kStep);
 }

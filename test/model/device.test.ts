@@ -146,11 +146,10 @@ describe("the memory promise", () => {
   });
 
   it("never is more than what is free, the context that is there already counted in", async () => {
-    const vram = placement().vramBudget;
     const { memory } = placement();
-    const free = vram - CONTEXT - Math.ceil(memory.weights / 2);
+    const free = memory.total - CONTEXT - Math.ceil(memory.weights / 2);
     card(free);
-    const { gpu } = await opened(at("x.pi"), { contextTokens: 128 });
+    const { gpu } = await opened(at("x.pi"), { contextTokens: CONFIG.maxPositions });
     expect(gpu).toMatchObject({ budget: free + CONTEXT, reduced: true });
     expect(gpu!.memory.context).toBe(CONTEXT);
   });

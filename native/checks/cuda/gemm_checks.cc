@@ -147,7 +147,8 @@ std::string check_type(DType type, bool transposed) {
   };
   const Case cases[] = {{32, 32, 1, Fill::kUsual},   {96, 160, 7, Fill::kUsual},   {160, 96, 16, Fill::kHuge},   {160, 160, 33, Fill::kTiny},
                         {1, 32, 5, Fill::kUsual},    {7, 96, 33, Fill::kHuge},     {1000, 32, 33, Fill::kTiny},  {32, 992, 130, Fill::kHuge},
-                        {1000, 96, 16, Fill::kHuge}, {1000, 96, 65, Fill::kUsual}, {96, 2080, 7, Fill::kUsual}, {2077, 96, 16, Fill::kUsual}};
+                        {1000, 96, 16, Fill::kHuge}, {1000, 96, 65, Fill::kUsual}, {96, 2080, 7, Fill::kUsual}, {2077, 96, 16, Fill::kUsual},
+                        {96, 1056, 130, Fill::kUsual}, {1050, 96, 130, Fill::kUsual}};
   bool with_bias = false, add = false;
   for (Case c : cases) {
     if (block_size(type) == 1) c.cols += 8;  // a whole number of 8, but of no more
@@ -176,13 +177,12 @@ std::string check_range() {
 }
 
 // The same bits, however the rows are cut into products: of one tile or several, segments in one block or in several.
-std::string check_cuts(bool transposed) {
-  constexpr int kRows = 130;
+std::string check_cuts(bool transposed, int outer, int rows, std::initializer_list<int> cuts) {
   for (DType type : kWeightTypes) {
-    const Product p(type, transposed, transposed ? 1060 : 160, transposed ? 160 : 1056, Fill::kUsual);
-    const std::vector<float> x = make_rows(kRows, p.inner(), 1), whole = p.run(x.data(), kRows, true, nullptr);
+    const Product p(type, transposed, transposed ? 1060 : outer, transposed ? outer : 1056, Fill::kUsual);
+    const std::vector<float> x = make_rows(rows, p.inner(), 1), whole = p.run(x.data(), rows, true, nullptr);
     int first = 0;
-    for (int n : {1, 7, 33, 65}) {
+    for (int n : cuts) {
       const std::vector<float> part = p.run(&x[size_t(first) * p.inner()], n, true, nullptr);
       if (std::memcmp(part.data(), &whole[size_t(first) * p.outer()], part.size() * sizeof(float)) != 0) {
         return std::string(type_name(type)) + ": rows " + std::to_string(first) + " on differ when " + std::to_string(n) + " are computed at once";
@@ -195,7 +195,7 @@ std::string check_cuts(bool transposed) {
 
 // What a bigger step needs is enough for a smaller one: an engine has one workspace.
 std::string check_workspace() {
-  for (int outer : {32, 4096, 20000}) {
+  for (int outer : {32, 256, 1024, 4096, 20000}) {
     const cuda::DeviceMatrix w{nullptr, DType::kF16, outer, 4096, cuda::device_row_bytes(DType::kF16, 4096)};
     size_t last = 0;
     for (int n = 0; n <= 600; ++n) {
@@ -216,8 +216,13 @@ const std::vector<Check> types = [] {
   return checks;
 }();
 const Check range("gemm: rows far out of a half's range", check_range);
-const Check cuts("gemm: x · Wᵀ does not depend on how rows are cut, bit for bit", [] { return check_cuts(false); });
-const Check transposed_cuts("gemm: x · W does not depend on how rows are cut, bit for bit", [] { return check_cuts(true); });
+const Check cuts("gemm: x · Wᵀ does not depend on how rows are cut, bit for bit", [] { return check_cuts(false, 160, 130, {1, 7, 33, 65}); });
+const Check transposed_cuts("gemm: x · W does not depend on how rows are cut, bit for bit", [] { return check_cuts(true, 160, 130, {1, 7, 33, 65}); });
+// Few columns: segments side by side for more rows than a block has, and none for many more.
+const Check narrow_cuts("gemm: few columns do not depend on how rows are cut either", [] {
+  const std::string wrong = check_cuts(false, 32, 270, {130, 20});
+  return wrong.empty() ? check_cuts(true, 32, 270, {130, 20}) : wrong;
+});
 const Check workspace("gemm: the workspace grows with the rows", check_workspace);
 
 // ---------------------------------------------------------------------------------------------------------- activations

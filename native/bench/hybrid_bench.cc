@@ -146,6 +146,7 @@ double overlap_of(std::vector<TraceSpan> spans, int layers) {
 uint64_t total(const BytesTouched& b) { return b.embed + b.attention + b.kv + b.predictor + b.ffn + b.head; }
 
 struct Measured {
+  uint64_t streamed = 0;  // bytes of weights that went to the GPU for the prompt
   double prompt_seconds = 0, seconds = 0, median = 0, overlap = -1;
   EngineStats stats;
   GpuMemory memory;
@@ -158,6 +159,7 @@ Measured measure(const Arguments& a, EngineOptions options) {
   Engine engine(std::move(options));
   Sequence sequence(engine);
   m.prompt_seconds = sequence.step(a.prompt, true);
+  m.streamed = engine.stats().gpu.streamed_bytes;
   for (int i = 0; i < 8; ++i) sequence.step(1, false);
   engine.reset_stats();
   std::vector<double> seconds;
@@ -202,6 +204,7 @@ std::string json(const Arguments& a, const std::string& name, size_t budget, con
                 g.gpu_fired + g.cpu_fired > 0 ? static_cast<double>(g.gpu_fired) / (g.gpu_fired + g.cpu_fired) : 0.0, device / m.seconds);
   out += format(",\"waitsPerToken\":%.2f,\"waitShare\":%.4f,\"launchesPerToken\":%.2f", g.waits / n, g.wait_seconds / m.seconds, g.launches / n);
   out += format(",\"transfersPerToken\":%.2f,\"transferBytesPerToken\":%.0f", g.transfers / n, g.transfer_bytes / n);
+  out += format(",\"promptStreamedBytes\":%llu", static_cast<unsigned long long>(m.streamed));
   return out + (m.overlap < 0 ? ",\"overlap\":null}" : format(",\"overlap\":%.4f}", m.overlap));
 }
 

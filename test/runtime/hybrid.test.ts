@@ -98,6 +98,37 @@ describe("the demo model split between CPU and GPU", () => {
     engine.close();
   });
 
+  /** Logits after the text so far, as a prompt. */
+  const promptLogits = async (engine: Engine): Promise<Float32Array> => {
+    const rows = [...PROMPT, ...alone.tokens.slice(0, 33)];
+    const { logits } = await engine.step({
+      tokens: Int32Array.from(rows),
+      positions: Int32Array.from(rows, (_, i) => i),
+      sequences: new Int32Array(rows.length),
+      blockTables: Int32Array.of(1, 0),
+      blocksPerSequence: 2,
+      modes: new Uint8Array(rows.length).fill(FFN_MODE.dense),
+      prefill: new Uint8Array(rows.length).fill(1),
+      outputs: Int32Array.of(rows.length - 1),
+      returnLogits: true,
+    });
+    return logits!;
+  };
+
+  it.each(SPLITS)("reads a prompt the same with %s there and the rest sent", { timeout: 600_000 }, async (_, gpu) => {
+    const engines = [open(), open({ ...gpu(), streamRows: 40 }), open({ ...gpu(), streamRows: 41 })];
+    const [cpu, streamed, apart] = await Promise.all(engines.map(promptLogits));
+    const [sent, none] = engines.slice(1).map((engine) => engine.stats().gpu!.streamedBytes);
+    for (const engine of engines) engine.close();
+    const high = cpu!.reduce((most, x) => Math.max(most, Math.abs(x)), 0);
+    for (const found of [streamed!, apart!]) {
+      expect(cpu!.reduce((most, x, i) => Math.max(most, Math.abs(x - found[i]!)), 0) / high).toBeLessThan(1e-3);
+    }
+    const { nNeurons, dim } = file.config;
+    const cold = gpu().layers.reduce((sum, { neurons }) => sum + nNeurons - neurons, 0);
+    expect([sent, none]).toEqual([cold * 3 * dim * Float32Array.BYTES_PER_ELEMENT, 0]);
+  });
+
   it.each(SPLITS)("writes the same with %s on the GPU", { timeout: 600_000 }, async (_, gpu) => {
     const engine = open(gpu());
     const found = await write(engine);

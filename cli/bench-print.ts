@@ -24,7 +24,7 @@ export interface DeviceRun {
     mode: FfnMode;
     context: number;
     tokens: number;
-    /** `streamedBytes`: weights of the CPU's neurons that were sent to the GPU for it. */
+    /** `streamedBytes`: the CPU's weights that were sent to the GPU for it. */
     prompt: { seconds: number; streamedBytes: number };
     layers: LayerTrace[];
   } | null;
@@ -111,7 +111,7 @@ function printGpu(speeds: readonly ForecastSpeed[], table: SpeedTable): void {
 function printTrace({ path, mode, context, tokens, prompt, layers }: NonNullable<DeviceRun["trace"]>): void {
   const us = (seconds: number): string => formatNumber(seconds * 1e6);
   if (context > 0) {
-    const sent = `${formatBytes(prompt.streamedBytes)} of the CPU's neurons sent to the GPU`;
+    const sent = `${formatBytes(prompt.streamedBytes)} of the CPU's weights sent to the GPU`;
     write("", `the prompt of ${context} tokens, traced: ${formatSeconds(prompt.seconds)}, ${sent}`);
   }
   write("", `per token and layer, ${mode}, context ${context}, launched one by one (µs; ${tokens} tokens in ${path})`);

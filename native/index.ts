@@ -46,7 +46,7 @@ export interface GpuOptions {
   /** Rows of a step at most that the GPU has scratch for; longer steps are cut by the engine. */
   maxRows: number;
   /**
-   * Prompt rows of a step from which the CPU's neurons are sent to the GPU, and multiplied there; default: where a fast CPU takes
+   * Prompt rows of a step from which the CPU's weights are sent to the GPU, and multiplied there; default: where a fast CPU takes
    * as long as the bus. None with more than `maxRows`.
    */
   streamRows?: number;
@@ -209,7 +209,7 @@ export interface GpuStats {
   /** Vectors and masks that went from one device to the other, and their bytes. */
   transfers: number;
   transferBytes: number;
-  /** Weights of the CPU's neurons that were sent to the GPU for prompts; no transfers. */
+  /** The CPU's weights that were sent to the GPU for prompts; no transfers. */
   streamedBytes: number;
   /** How often one device waited for the other, and how long the CPU did. */
   waits: number;

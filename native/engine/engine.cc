@@ -112,12 +112,12 @@ void Engine::attention(int layer) {
   const LayerWeights& w = w_.layers[layer];
   const int rows = rows_.n;
   norm(w.attn_norm, x_.data(), rows, h_.data());  // h [T, dim]
-  project({{&w.q, w.q_bias, q_.data()}, {&w.k, w.k_bias, key_.data()}, {&w.v, w.v_bias, value_.data()}}, h_.data(),
+  project(layer, {{&w.q, w.q_bias, q_.data()}, {&w.k, w.k_bias, key_.data()}, {&w.v, w.v_bias, value_.data()}}, h_.data(),
           stats_.bytes.attention);  // q [T, n_heads * head_dim], key and value [T, n_kv_heads * head_dim]
   seconds.attention += lap();
   attend(layer);  // attended [T, n_heads * head_dim]
   seconds.kv += lap();
-  project({{&w.o, w.o_bias, attn_out_.data()}}, attended_.data(), stats_.bytes.attention);  // attn_out [T, dim]
+  project(layer, {{&w.o, w.o_bias, attn_out_.data()}}, attended_.data(), stats_.bytes.attention);  // attn_out [T, dim]
   if (!c_.parallel_residual) k_.add(attn_out_.data(), x_.data(), rows * c_.dim);
   seconds.attention += lap();
   if (c_.shared_norm) {
@@ -212,14 +212,16 @@ void Engine::norm(const NormWeights& w, const float* x, int rows, float* y) {
 }
 
 // y = x · Wᵀ + b for several matrices that read the same x [T, cols].
-void Engine::project(std::initializer_list<Projection> projections, const float* x, uint64_t& bytes) {
+void Engine::project(int layer, std::initializer_list<Projection> projections, const float* x, uint64_t& bytes) {
   const int decode = rows_.n_decode, prefill = rows_.n - decode;
   if (decode > 0) project_decode(projections, x, decode);
-  for (const Projection& p : projections) bytes += p.w->rows * p.w->row_bytes * ((decode > 0) + (prefill > 0));
+  const bool streamed = gpu_ && gpu_->projects(layer);
+  for (const Projection& p : projections) bytes += p.w->rows * p.w->row_bytes * ((decode > 0) + (prefill > 0 && !streamed));
   if (prefill == 0) return;
   std::vector<Projection> behind(projections);
   for (Projection& p : behind) p.y += size_t(decode) * p.w->rows;
-  prefill_.project(behind, x + size_t(decode) * behind[0].w->cols, prefill, Executor{pool_.get()});
+  const float* from = x + size_t(decode) * behind[0].w->cols;
+  streamed ? gpu_->project_streamed(layer, behind, from, prefill) : prefill_.project(behind, from, prefill, Executor{pool_.get()});
 }
 
 // The first `rows` rows, as one parallel loop over all the matrices' rows.

@@ -125,7 +125,7 @@ class Engine {
   void embed();
   void attention(int layer);
   void norm(const NormWeights& w, const float* x, int rows, float* y);
-  void project(std::initializer_list<Projection> projections, const float* x, uint64_t& bytes);
+  void project(int layer, std::initializer_list<Projection> projections, const float* x, uint64_t& bytes);
   void project_decode(std::initializer_list<Projection> projections, const float* x, int rows);
   void project_outputs();
   void attend(int layer);

@@ -99,6 +99,8 @@ GpuHalf::GpuHalf(std::shared_ptr<cuda::Device> device, const GpuModelView& model
       tokens_(device_),
       draws_(device_),
       counters_(device_),
+      project_in_(device_),
+      projected_(device_),
       end_(device_->event()),
       stamps_(device_) {
   state_memory_.grow(StepState::bytes(options_.max_rows, max_position_, options_.max_rows));
@@ -108,7 +110,12 @@ GpuHalf::GpuHalf(std::shared_ptr<cuda::Device> device, const GpuModelView& model
   if (stream_plan_.bytes > 0) {
     std::vector<LayerWeights> cold;
     for (int layer = 0; layer < c_.n_layers; ++layer) cold.push_back(model.weights.layers[layer].from(split(layer).neurons));
-    stream_ = std::make_unique<NeuronStream>(device_, std::move(cold), stream_plan_, s_.stream);
+    stream_ = std::make_unique<WeightStream>(device_, std::move(cold), stream_plan_, s_.stream);
+  }
+  if (stream_plan_.projects) {
+    const size_t rows = options_.max_rows, q_dim = size_t(c_.n_heads) * c_.head_dim, kv_dim = size_t(c_.n_kv_heads) * c_.head_dim;
+    project_in_.grow(rows * std::max<size_t>(c_.dim, q_dim));
+    projected_.grow(rows * std::max<size_t>(c_.dim, q_dim + 2 * kv_dim));
   }
   layout_.upload(*device_, cosine, sine);
   device_->zero(Queue::kCompute, s_.counters, counters_.size() * sizeof(unsigned long long));

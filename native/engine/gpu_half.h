@@ -112,6 +112,10 @@ class GpuHalf {
   // The GPU has its work up to this layer afterwards. Comes when the host has given what the layer begins with, and before it
   // takes anything of it.
   void go_on(int layer);
+  // Rows of prompts are multiplied here with the host's projections of attention, too.
+  bool projects(int layer) const { return streaming_ && !split(layer).attention; }
+  // The projections of x [rows, cols] in this step, in the order q, k, v, o. Waits for them.
+  void project_streamed(int layer, std::span<const Projection> projections, const float* x, int rows);
   // Leaves `floats` for the GPU.
   void give(Mail mail, int layer, const float* rows, size_t floats);
   // Waits for what the GPU has for the host. Throws when it will not come.
@@ -200,9 +204,10 @@ class GpuHalf {
   PinnedBuffer<int32_t> tokens_;
   PinnedBuffer<cuda::Draw> draws_;
   PinnedBuffer<unsigned long long> counters_;
+  PinnedBuffer<float> project_in_, projected_;
   std::unique_ptr<cuda::Event> end_;
   std::map<ProgramKey, Recorded> programs_;
-  std::unique_ptr<NeuronStream> stream_;  // null: nothing is streamed
+  std::unique_ptr<WeightStream> stream_;  // null: nothing is streamed
 
   std::vector<float> thresholds_;
   GpuStep step_;

@@ -190,7 +190,42 @@ void GpuHalf::stream_neurons(int layer) {
   const double began = Trace::now();
   mark(layer, "stream");
   bool add = split(layer).neurons > 0;
-  stream_->each(layer, [&](const StreamedNeurons& piece) { prompt_neurons(piece, std::exchange(add, true)); });
+  stream_->neurons(layer, [&](const StreamedNeurons& piece) { prompt_neurons(piece, std::exchange(add, true)); });
+  if (trace_) trace_->add(false, layer, "stream", began, Trace::now());
+}
+
+// What the host asks for stands in kCompute behind nothing that waits for it: the stream is the host's when it begins a layer.
+void GpuHalf::project_streamed(int layer, std::span<const Projection> projections, const float* x, int rows) {
+  const double began = Trace::now();
+  mark(layer, "stream");
+  const size_t in = size_t(rows) * projections[0].w->cols;
+  std::copy_n(x, in, project_in_.data());
+  device_->upload(Queue::kCompute, s_.stream_in, project_in_.data(), in * sizeof(float));
+  count_transfer(in * sizeof(float));
+  float* to = projected_.data();  // pieces [rows, count], one after another
+  std::vector<int> counts;
+  for (const Projection& p : projections) {
+    stream_->rows(layer, *p.w, [&](const cuda::DeviceMatrix& w) {
+      k_.gemm(device_->stream(), {w, false, s_.stream_in, nullptr, s_.up, false, rows, s_.gemm_work});
+      const size_t floats = size_t(rows) * w.rows;
+      device_->download(Queue::kCompute, to, s_.up, floats * sizeof(float));
+      count_transfer(floats * sizeof(float));
+      to += floats;
+      counts.push_back(w.rows);
+    });
+  }
+  mark(layer, "receive");
+  device_->synchronize(Queue::kCompute);
+  const float* from = projected_.data();
+  const int* count = counts.data();
+  for (const Projection& p : projections) {
+    for (int first = 0; first < p.w->rows; from += size_t(rows) * *count, first += *count++) {
+      step_.on.each(rows, [&](int t) {
+        float* y = p.y + size_t(t) * p.w->rows + first;
+        for (int i = 0; i < *count; ++i) y[i] = from[size_t(t) * *count + i] + (p.bias ? p.bias[first + i] : 0.0f);
+      });
+    }
+  }
   if (trace_) trace_->add(false, layer, "stream", began, Trace::now());
 }
 

@@ -77,11 +77,12 @@ GpuScratch::GpuScratch(const ModelConfig& c, const DeviceModel& model, const Gpu
   arrivals = arena.take<uint32_t>(Use::kScratch, arrival_words(c));
   parts = arena.take<float>(Use::kScratch, kDownParts * decode * c.dim);
   counters = arena.take<unsigned long long>(Use::kScratch, 2 * model.layers.size());
-  const int most = std::max(neurons, streamed.most_neurons);
+  const int most = std::max(neurons, streamed.most_rows);
   gate = arena.take<float>(Use::kScratch, c.gated ? rows * most : 0);
   up = arena.take<float>(Use::kScratch, rows * most);
   prompt_part = arena.take<float>(Use::kScratch, most > 0 ? rows * c.dim : 0);
   stream = arena.take<uint8_t>(Use::kScratch, streamed.device_bytes());
+  stream_in = arena.take<float>(Use::kScratch, streamed.projects ? rows * std::max(c.dim, c.n_heads * c.head_dim) : 0);
   gemm_work = arena.take<uint8_t>(Use::kScratch, gemm);
   swaps = arena.take<uint8_t>(Use::kScratch, swap_bytes(model, options, c.n_neurons));
   if (!options.head) return;

@@ -51,7 +51,8 @@ struct GpuScratch {
   float *gate = nullptr, *up = nullptr;  // [max_rows, most neurons, resident or of a streamed piece]
   float* prompt_part = nullptr;          // [max_rows, dim]
   void* gemm_work = nullptr;
-  uint8_t* stream = nullptr;  // engine/gpu_stream.h
+  uint8_t* stream = nullptr;    // engine/gpu_stream.h
+  float* stream_in = nullptr;   // [max_rows, what the host's projections read]
   uint8_t* swaps = nullptr;  // engine/replacement.h
   // Head.
   cuda::DeviceRows out;     // [kOutputRows, dim]

@@ -38,11 +38,12 @@ struct PieceLayout {
   }
 };
 
+int whole_columns(int n) { return n >= kColumns ? n / kColumns * kColumns : n; }
+
 int piece_neurons(const LayerWeights& w, int n_neurons) {
   const size_t fit = kPieceBytes / PieceLayout(w, 1).end;
   const int most = static_cast<int>(std::min<size_t>({fit, kMostColumns, size_t(n_neurons / kPiecesOfLayer)}));
-  const int whole = most >= kColumns ? kColumns : kStep;
-  return std::max(most / whole * whole, kStep);
+  return std::max(most >= kColumns ? whole_columns(most) : most / kStep * kStep, kStep);
 }
 
 // Of a prompt's products with one piece.
@@ -57,46 +58,74 @@ size_t product_bytes(const LayerWeights& w, int count, int rows) {
   return most;
 }
 
+// A matrix of attention as if it were all that a layer has.
+LayerWeights rows_alone(const MatrixView& m) {
+  LayerWeights w{};
+  w.up = m;
+  return w;
+}
+
 }  // namespace
 
 StreamPlan plan_stream(const ModelConfig& config, const ModelWeights& weights, const GpuOptions& options) {
   StreamPlan plan;
-  plan.neurons.resize(weights.layers.size());
   if (options.stream_rows > options.max_rows) return plan;
+  // Neurons of each layer's pieces.
+  std::vector<int> neurons;
   for (size_t layer = 0; layer < weights.layers.size(); ++layer) {
     const LayerWeights& w = weights.layers[layer];
-    const int cold = config.n_neurons - options.layers[layer].neurons;
-    if (cold == 0) continue;
     const int fit = options.stream_neurons > 0 ? options.stream_neurons : piece_neurons(w, config.n_neurons);
-    const int most = plan.neurons[layer] = std::min(fit, cold);
-    plan.most_neurons = std::max(plan.most_neurons, most);
-    plan.bytes = std::max(plan.bytes, cuda::align_up(PieceLayout(w, most).end, 256));
-    for (int count : {most, cold % most}) {
-      if (count > 0) plan.product_bytes = std::max(plan.product_bytes, product_bytes(w, count, options.max_rows));
-    }
+    neurons.push_back(std::min(fit, config.n_neurons - options.layers[layer].neurons));
+    plan.most_rows = std::max(plan.most_rows, neurons.back());
+    plan.bytes = std::max(plan.bytes, PieceLayout(w, neurons.back()).end);
   }
+  if (plan.bytes == 0) return plan;
+  // Rows of attention are as many as fit where neurons do, and what comes of them where prompts' activations do.
+  size_t room = plan.most_rows;
+  for (const LayerSplit& layer : options.layers) room = std::max<size_t>(room, layer.neurons);
+  const auto cut = [&](int layer, const MatrixView* matrix, const LayerWeights& w, int rows, int most) {
+    for (int first = 0; first < rows; first += most) {
+      const int count = std::min(most, rows - first);
+      plan.pieces.push_back({layer, matrix, first, count});
+      plan.product_bytes = std::max(plan.product_bytes, product_bytes(w, count, options.max_rows));
+    }
+  };
+  for (int layer = 0; layer < config.n_layers; ++layer) {
+    const LayerWeights& w = weights.layers[layer];
+    for (const MatrixView* m : {&w.q, &w.k, &w.v, &w.o}) {
+      if (options.layers[layer].attention) break;
+      plan.projects = true;
+      const LayerWeights alone = rows_alone(*m);
+      const size_t row = PieceLayout(alone, 1).end;
+      plan.bytes = std::max(plan.bytes, row);
+      const int most = whole_columns(static_cast<int>(std::min<size_t>({plan.bytes / row, room, kMostColumns})));
+      plan.most_rows = std::max(plan.most_rows, most);
+      cut(layer, m, alone, m->rows, most);
+    }
+    cut(layer, nullptr, w, config.n_neurons - options.layers[layer].neurons, neurons[layer]);
+  }
+  plan.bytes = cuda::align_up(plan.bytes, 256);
   return plan;
 }
 
-NeuronStream::NeuronStream(std::shared_ptr<cuda::Device> device, std::vector<LayerWeights> cold, const StreamPlan& plan, uint8_t* space)
-    : device_(std::move(device)), cold_(std::move(cold)), neurons_(plan.neurons), staging_(nullptr, FreeHost{device_}) {
+WeightStream::WeightStream(std::shared_ptr<cuda::Device> device, std::vector<LayerWeights> cold, const StreamPlan& plan, uint8_t* space)
+    : device_(std::move(device)), cold_(std::move(cold)), pieces_(plan.pieces), staging_(nullptr, FreeHost{device_}) {
   staging_.reset(static_cast<uint8_t*>(device_->allocate_host(plan.device_bytes())));
   if (!staging_) throw std::runtime_error("GPU: no page-locked memory for " + std::to_string(plan.device_bytes()) + " bytes");
   for (size_t i = 0; i < buffers_.size(); ++i) {
-    buffers_[i] = {staging_.get() + i * plan.bytes, space + i * plan.bytes, device_->event(), device_->event(), {}};
+    buffers_[i] = {staging_.get() + i * plan.bytes, space + i * plan.bytes, device_->event(), device_->event()};
   }
 }
 
-NeuronStream::~NeuronStream() { abandon(); }
+WeightStream::~WeightStream() { abandon(); }
 
-void NeuronStream::begin(const Executor& on) {
+void WeightStream::begin(const Executor& on) {
   on_ = on;
-  next_ = {};
   sent_ = used_ = 0;
   for (size_t i = 0; i < buffers_.size(); ++i) send();
 }
 
-void NeuronStream::abandon() noexcept {
+void WeightStream::abandon() noexcept {
   sent_ = used_ = 0;
   try {
     device_->synchronize(Queue::kCopy);  // it reads the buffers
@@ -105,12 +134,22 @@ void NeuronStream::abandon() noexcept {
   }
 }
 
+// The next piece, which is to be this one.
+const StreamPlan::Piece& WeightStream::expect(int layer, const MatrixView* matrix, int first) const {
+  const Piece* const next = used_ < sent_ ? &pieces_[used_] : nullptr;
+  if (next && next->layer == layer && next->matrix == matrix && next->first == first) return *next;
+  throw std::logic_error("GPU: weights of layer " + std::to_string(layer) + " are asked for out of turn");
+}
+
+// Those of which the piece is some.
+LayerWeights WeightStream::weights(const Piece& piece) const { return piece.matrix ? rows_alone(*piece.matrix) : cold_[piece.layer]; }
+
 // What comes now in kCompute has the next piece.
-StreamedNeurons NeuronStream::arrive() {
+StreamedNeurons WeightStream::arrive() {
   const Buffer& buffer = buffers_[used_ % buffers_.size()];
   device_->wait(Queue::kCompute, *buffer.arrived);
-  const LayerWeights& w = cold_[buffer.piece.layer];
-  const int count = buffer.piece.count;
+  const LayerWeights w = weights(pieces_[used_]);
+  const int count = pieces_[used_].count;
   const PieceLayout at(w, count);
   const auto matrix = [&](const MatrixView& m, size_t offset, size_t row) {
     return m ? cuda::DeviceMatrix{buffer.device + offset, m.type, count, m.cols, row} : cuda::DeviceMatrix{};
@@ -121,38 +160,27 @@ StreamedNeurons NeuronStream::arrive() {
 }
 
 // What was asked of kCompute reads it; later, another piece may take its place.
-void NeuronStream::leave() {
+void WeightStream::leave() {
   device_->record(Queue::kCompute, *buffers_[used_ % buffers_.size()].used);
   ++used_;
   send();
 }
 
-// False where nothing is left of the step.
-bool NeuronStream::find_next() {
-  const int layers = static_cast<int>(cold_.size());
-  while (next_.layer < layers && next_.first >= cold_[next_.layer].up.rows) next_ = {next_.layer + 1, 0, 0};
-  if (next_.layer == layers) return false;
-  next_.count = std::min(neurons_[next_.layer], cold_[next_.layer].up.rows - next_.first);
-  return true;
-}
-
 // The next piece, into the buffer that is free or will be.
-void NeuronStream::send() {
-  if (!find_next()) return;
+void WeightStream::send() {
+  if (sent_ == pieces_.size()) return;
   Buffer& buffer = buffers_[sent_ % buffers_.size()];
   while (!device_->done(*buffer.arrived)) std::this_thread::yield();
-  const size_t bytes = pack(next_, buffer.host);
+  const size_t bytes = pack(pieces_[sent_], buffer.host);
   device_->wait(Queue::kCopy, *buffer.used);
   device_->upload(Queue::kCopy, buffer.device, buffer.host, bytes);
   device_->record(Queue::kCopy, *buffer.arrived);
-  buffer.piece = next_;
-  next_.first += next_.count;
   ++sent_;
   sent_bytes_ += bytes;
 }
 
-size_t NeuronStream::pack(const Piece& piece, uint8_t* to) const {
-  const LayerWeights& w = cold_[piece.layer];
+size_t WeightStream::pack(const Piece& piece, uint8_t* to) const {
+  const LayerWeights w = weights(piece);
   const PieceLayout at(w, piece.count);
   const auto copy = [&](const MatrixView& m, size_t offset, size_t row, int i) {
     if (m) cuda::pack_row(m.type, m.cols, m.data + size_t(piece.first + i) * m.row_bytes, to + offset + i * row);

@@ -1,5 +1,6 @@
-// The host's neurons on their way through the GPU. A prompt of many rows is bound by arithmetic, of which the GPU has so much
-// more that sending it a layer's cold neurons and multiplying there takes less time than multiplying here. They go in pieces
+// The host's weights on their way through the GPU. A prompt of many rows is bound by arithmetic, of which the GPU has so much
+// more that sending it a layer's cold neurons and multiplying there takes less time than multiplying here; and so with the
+// projections of attention that is the host's. They go in pieces
 // through two buffers of page-locked memory and two of the device: while the GPU multiplies with one piece, the next is on
 // the bus, and the host packs the one after that, across the ends of layers.
 //
@@ -23,19 +24,26 @@
 
 namespace pi {
 
-// How a model's cold neurons are cut, and what that takes of the device's memory.
+// How a model's weights in main memory are cut, and what that takes of the device's.
 struct StreamPlan {
-  std::vector<int> neurons;  // of a layer's pieces; 0: it has no cold ones
-  // Of a piece, at most: rows of gate, up and down as in cuda/layout.h, then biases. 0: nothing is streamed.
+  // Some rows of a matrix, or (matrix null) of all three of a layer's FFN: rows in the layer's cold neurons.
+  struct Piece {
+    int layer;
+    const MatrixView* matrix;
+    int first, count;
+  };
+  std::vector<Piece> pieces;  // of a step, as it needs them; none: nothing is streamed
+  // Of a piece, at most: rows as in cuda/layout.h, of gate, up and down one after another and then biases.
   size_t bytes = 0;
   size_t product_bytes = 0;  // that its products work in
-  int most_neurons = 0;
+  int most_rows = 0;         // of a piece
+  bool projects = false;     // some are of attention
 
   size_t device_bytes() const { return kBuffers * bytes; }
   static constexpr int kBuffers = 2;
 };
 
-// Nothing where no layer has cold neurons, or a step never has rows enough.
+// Nothing where no layer has cold neurons, or a step never has rows enough. Pieces point into `weights`.
 StreamPlan plan_stream(const ModelConfig& config, const ModelWeights& weights, const GpuOptions& options);
 
 // Neurons of one layer in device memory.
@@ -45,23 +53,35 @@ struct StreamedNeurons {
 };
 
 // Not thread-safe: one step at a time, from the thread that launches it.
-class NeuronStream {
+class WeightStream {
  public:
   // `cold`: of every layer the host's neurons, which may be none. `space` holds plan.device_bytes() of the device's memory.
-  NeuronStream(std::shared_ptr<cuda::Device> device, std::vector<LayerWeights> cold, const StreamPlan& plan, uint8_t* space);
-  ~NeuronStream();
-  NeuronStream(const NeuronStream&) = delete;
-  NeuronStream& operator=(const NeuronStream&) = delete;
+  WeightStream(std::shared_ptr<cuda::Device> device, std::vector<LayerWeights> cold, const StreamPlan& plan, uint8_t* space);
+  ~WeightStream();
+  WeightStream(const WeightStream&) = delete;
+  WeightStream& operator=(const WeightStream&) = delete;
 
-  // A step begins, of all layers' neurons: the first pieces are sent. `on` packs, until the step's end.
+  // A step begins, of all layers: the first pieces are sent. `on` packs, until the step's end.
   void begin(const Executor& on);
 
-  // use(StreamedNeurons) for the layer's pieces in order; it launches into kCompute what reads them. Layers in ascending
-  // order, each once in a step.
+  // use(StreamedNeurons) for the pieces of a layer's cold neurons in order; it launches into kCompute what reads them. Layers
+  // in ascending order, each once in a step.
   template <typename F>
-  void each(int layer, F&& use) {
-    while (used_ < sent_ && current().layer == layer) {
+  void neurons(int layer, F&& use) {
+    for (int first = 0; first < cold_[layer].up.rows;) {
+      const Piece& piece = expect(layer, nullptr, first);
+      first += piece.count;
       use(arrive());
+      leave();
+    }
+  }
+  // use(cuda::DeviceMatrix) likewise for rows of a matrix of attention: q, k, v and o before the layer's neurons.
+  template <typename F>
+  void rows(int layer, const MatrixView& w, F&& use) {
+    for (int first = 0; first < w.rows;) {
+      const Piece& piece = expect(layer, &w, first);
+      first += piece.count;
+      use(arrive().up);
       leave();
     }
   }
@@ -73,37 +93,33 @@ class NeuronStream {
   uint64_t take_sent_bytes() { return std::exchange(sent_bytes_, 0); }
 
  private:
-  struct Piece {
-    int layer = 0, first = 0, count = 0;
-  };
+  using Piece = StreamPlan::Piece;
   // A piece's place on both sides.
   struct Buffer {
     uint8_t *host = nullptr, *device = nullptr;
     std::unique_ptr<cuda::Event> arrived;  // in kCopy
     std::unique_ptr<cuda::Event> used;     // in kCompute
-    Piece piece;
   };
   struct FreeHost {
     std::shared_ptr<cuda::Device> device;
     void operator()(uint8_t* memory) const { device->free_host(memory); }
   };
 
-  const Piece& current() const { return buffers_[used_ % buffers_.size()].piece; }
+  const Piece& expect(int layer, const MatrixView* matrix, int first) const;
   StreamedNeurons arrive();
   void leave();
-  bool find_next();
   void send();
+  LayerWeights weights(const Piece& piece) const;
   size_t pack(const Piece& piece, uint8_t* to) const;
 
   std::shared_ptr<cuda::Device> device_;
   std::vector<LayerWeights> cold_;
-  std::vector<int> neurons_;  // of a piece, by layer
+  std::vector<Piece> pieces_;
   std::unique_ptr<uint8_t, FreeHost> staging_;  // page-locked
   std::array<Buffer, StreamPlan::kBuffers> buffers_;
 
   Executor on_;
-  Piece next_;                    // to be sent
-  size_t sent_ = 0, used_ = 0;    // pieces of this step
+  size_t sent_ = 0, used_ = 0;  // pieces of this step
   uint64_t sent_bytes_ = 0;
 };
 

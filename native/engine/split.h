@@ -15,7 +15,7 @@ struct LayerSplit {
   bool ffn() const { return neurons > 0 || predictor; }
 };
 
-// Prompt rows of a step from which the host's neurons are sent to the GPU instead of being computed here. A weight of b bytes
+// Prompt rows of a step from which the host's weights are sent to the GPU instead of being multiplied here. A weight of b bytes
 // takes b / link there, and 2 · rows / (CPU's FLOP/s) here: at 20 GB/s (PCIe 4.0 x16) and 1 TFLOP/s (16 cores with AVX2) that
 // is even at 50 rows of f16; of q8_0, which has half the bytes and is multiplied at twice the rate, likewise; of q4_0 at 30.
 // Slower CPUs would send fewer.

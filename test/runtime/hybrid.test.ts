@@ -124,9 +124,12 @@ describe("the demo model split between CPU and GPU", () => {
     for (const found of [streamed!, apart!]) {
       expect(cpu!.reduce((most, x, i) => Math.max(most, Math.abs(x - found[i]!)), 0) / high).toBeLessThan(1e-3);
     }
-    const { nNeurons, dim } = file.config;
-    const cold = gpu().layers.reduce((sum, { neurons }) => sum + nNeurons - neurons, 0);
-    expect([sent, none]).toEqual([cold * 3 * dim * Float32Array.BYTES_PER_ELEMENT, 0]);
+    const { nNeurons, dim, nHeads, nKvHeads, headDim } = file.config;
+    const projections = 2 * (nHeads + nKvHeads) * headDim;
+    const cold = gpu().layers.map(({ neurons, attention }) => 3 * (nNeurons - neurons) + (attention ? 0 : projections));
+    const rows = cold.reduce((sum, n) => sum + n, 0);
+    const all = gpu().layers.every(({ neurons }) => neurons === nNeurons);
+    expect([sent, none]).toEqual([all ? 0 : rows * dim * Float32Array.BYTES_PER_ELEMENT, 0]);
   });
 
   it.each(SPLITS)("writes the same with %s on the GPU", { timeout: 600_000 }, async (_, gpu) => {

@@ -48,12 +48,14 @@ GpuOptions streaming(GpuOptions gpu, int piece) {
   return gpu;
 }
 
-// What cold neurons of all layers take on their way.
+// What cold neurons of all layers take on their way, and q, k, v and o where attention is the host's.
 uint64_t cold_bytes(const Shape& shape, const GpuOptions& gpu) {
   const size_t row = cuda::device_row_bytes(shape.type, shape.dim);
   const size_t neuron = shape.llama ? 3 * row : 2 * row + sizeof(float);  // without a gate there is a bias
+  const size_t q_dim = shape.n_heads * shape.head_dim, kv_dim = shape.n_kv_heads * shape.head_dim;
+  const size_t projections = (q_dim + 2 * kv_dim) * row + shape.dim * cuda::device_row_bytes(shape.type, q_dim);
   uint64_t sum = 0;
-  for (const LayerSplit& layer : gpu.layers) sum += (shape.n_neurons - layer.neurons) * neuron;
+  for (const LayerSplit& layer : gpu.layers) sum += (shape.n_neurons - layer.neurons) * neuron + (layer.attention ? 0 : projections);
   return sum;
 }
 
@@ -159,7 +161,7 @@ const Check threshold("stream: from so many rows of prompts on, and from none", 
     logits(engine, step);
     return engine.stats().gpu.streamed_bytes;
   };
-  const uint64_t all = cold_bytes(shape, share(shape, 0.5, 0));
+  const uint64_t all = cold_bytes(shape, share(shape, 0.5, 0b1111));
   if (sent(9, 8, 5) != 0) return std::string("streamed too few rows of prompts beside others");
   if (sent(8, 8, 5) != all) return std::string("did not stream as many rows as are needed");
   if (sent(34, 34, 0) != all) return std::string("did not stream a whole step");
@@ -213,7 +215,7 @@ const Check counted("stream: the buffers are counted to the byte, and taken only
   GpuOptions whole = share(shape, 1, 0b1111);
   const size_t none = scratch(whole);
   if (scratch(streaming(whole, 20)) != none) return std::string("memory for neurons that are all there");
-  options.gpu = streaming(share(shape, 0, 0b1111), 0);
+  options.gpu = streaming(share(shape, 0, 0b1101), 0);
   const GpuMemory memory = gpu_memory(options);
   options.gpu.vram_bytes = memory.total();
   const size_t before = cuda::open_device().device->free_bytes();
@@ -231,30 +233,46 @@ const Check counted("stream: the buffers are counted to the byte, and taken only
   return std::string();
 });
 
-// Reads pieces back: all neurons of all layers, in order, as cuda/layout.h has them.
-std::string arrives(cuda::Device& device, const Shape& shape, const std::vector<LayerWeights>& cold, NeuronStream& stream) {
+// A first row that differs from the host's, or -1.
+int differs(cuda::Device& device, const MatrixView& from, int first, const cuda::DeviceMatrix& to) {
+  if (!from) return -1;
+  const size_t bytes = to.rows * to.row_bytes;
+  uint8_t* const back = static_cast<uint8_t*>(device.allocate_host(bytes));
+  device.download(cuda::Queue::kCompute, back, to.data, bytes);
+  device.synchronize(cuda::Queue::kCompute);
+  std::vector<uint8_t> row(to.row_bytes);
+  int wrong = -1;
+  for (int i = 0; i < to.rows && wrong < 0; ++i) {
+    cuda::pack_row(from.type, from.cols, from.data + (first + i) * from.row_bytes, row.data());
+    if (std::memcmp(row.data(), back + i * to.row_bytes, to.row_bytes) != 0) wrong = first + i;
+  }
+  device.free_host(back);
+  return wrong;
+}
+
+// Reads pieces back: attention's rows and all cold neurons of all layers, in order, as cuda/layout.h has them.
+std::string arrives(cuda::Device& device, const ModelWeights& weights, const std::vector<LayerWeights>& cold, WeightStream& stream) {
   std::string wrong;
+  const auto expect = [&](size_t layer, const MatrixView& from, int first, const cuda::DeviceMatrix& to) {
+    const int row = differs(device, from, first, to);
+    if (row >= 0) wrong = "layer " + std::to_string(layer) + ", row " + std::to_string(row);
+  };
   for (size_t layer = 0; layer < cold.size(); ++layer) {
+    const LayerWeights &w = weights.layers[layer], &ffn = cold[layer];
+    for (const MatrixView* m : {&w.q, &w.k, &w.v, &w.o}) {
+      int first = 0;
+      stream.rows(static_cast<int>(layer), *m, [&](const cuda::DeviceMatrix& piece) {
+        expect(layer, *m, first, piece);
+        first += piece.rows;
+      });
+      if (first != m->rows) return "layer " + std::to_string(layer) + ": " + std::to_string(first) + " rows of " + std::to_string(m->rows);
+    }
     int first = 0;
-    stream.each(static_cast<int>(layer), [&](const StreamedNeurons& piece) {
-      const auto compare = [&](const MatrixView& from, const cuda::DeviceMatrix& to) {
-        if (!from) return;
-        const size_t bytes = to.rows * to.row_bytes;
-        uint8_t* const back = static_cast<uint8_t*>(device.allocate_host(bytes));
-        device.download(cuda::Queue::kCompute, back, to.data, bytes);
-        device.synchronize(cuda::Queue::kCompute);
-        std::vector<uint8_t> row(to.row_bytes);
-        for (int i = 0; i < to.rows; ++i) {
-          cuda::pack_row(from.type, from.cols, from.data + (first + i) * from.row_bytes, row.data());
-          if (std::memcmp(row.data(), back + i * to.row_bytes, to.row_bytes) != 0) wrong = "layer " + std::to_string(layer) + ", neuron " + std::to_string(first + i);
-        }
-        device.free_host(back);
-      };
-      const LayerWeights& w = cold[layer];
-      compare(w.gate, piece.gate), compare(w.up, piece.up), compare(w.down_t, piece.down);
+    stream.neurons(static_cast<int>(layer), [&](const StreamedNeurons& piece) {
+      expect(layer, ffn.gate, first, piece.gate), expect(layer, ffn.up, first, piece.up), expect(layer, ffn.down_t, first, piece.down);
       first += piece.up.rows;
     });
-    if (first != cold[layer].up.rows) return "layer " + std::to_string(layer) + ": " + std::to_string(first) + " neurons of " + std::to_string(cold[layer].up.rows);
+    if (first != ffn.up.rows) return "layer " + std::to_string(layer) + ": " + std::to_string(first) + " neurons of " + std::to_string(ffn.up.rows);
   }
   return wrong;
 }
@@ -278,23 +296,32 @@ const Check whole("stream: every row arrives as it is, also after a step that wa
   uint8_t* const space = static_cast<uint8_t*>(device->allocate(plan.device_bytes()));
   std::string wrong;
   {
-    NeuronStream stream(device, cold, plan, space);
+    WeightStream stream(device, cold, plan, space);
     for (int pieces = 0; pieces < 6 && wrong.empty(); ++pieces) {
       stream.begin({});
       int left = pieces;
+      const auto use = [&](const auto&) {
+        if (left-- == 1) throw std::runtime_error("broken off");
+      };
       try {
-        for (int layer = 0; left > 0 && layer < shape.n_layers; ++layer) {
-          stream.each(layer, [&](const StreamedNeurons&) {
-            if (left-- == 1) throw std::runtime_error("broken off");
-          });
+        const LayerWeights& w = weights.layers[0];
+        for (const MatrixView* m : {&w.q, &w.k, &w.v, &w.o}) {
+          if (left > 0) stream.rows(0, *m, use);
         }
+        if (left > 0) stream.neurons(0, use);
       } catch (const std::runtime_error&) {
       }
       device->synchronize(cuda::Queue::kCompute);
       stream.abandon();
       stream.begin({});
-      wrong = arrives(*device, shape, cold, stream);
+      wrong = arrives(*device, weights, cold, stream);
       if (!wrong.empty()) wrong += ", after " + std::to_string(pieces) + " pieces";
+      try {
+        stream.begin({});
+        stream.neurons(0, use);
+        wrong = "neurons were had before attention";
+      } catch (const std::logic_error&) {
+      }
     }
   }
   device->free(space);
@@ -306,7 +333,7 @@ const Check given_up("stream: after a step that was given up the next one is as 
   const Shape shape;
   const TinyModel model(shape, 26);
   for (unsigned where : {0b1111u, 0b0000u}) {
-    for (int layers = 0; layers <= shape.n_layers; ++layers) {
+    for (int layers = 0; layers <= (where ? shape.n_layers : 0); ++layers) {
       EngineOptions options = model.options();
       options.gpu = streaming(share(shape, 0.3, where), 25);
       Engine fresh(options), engine(options);
@@ -317,8 +344,7 @@ const Check given_up("stream: after a step that was given up the next one is as 
       const std::vector<float> x(size_t(12) * shape.dim, 0.5f);
       gpu.start({12, 0, rows.positions, blocks, modes, rows.outputs, Executor{&engine.pool()}, {}});
       for (int layer = 0; layer < layers; ++layer) {
-        if (where && layer == 0) gpu.give(Mail::kStream, 0, x.data(), x.size());
-        if (!where) gpu.give(Mail::kFfnInput, layer, x.data(), x.size());
+        if (layer == 0) gpu.give(Mail::kStream, 0, x.data(), x.size());
         gpu.go_on(layer);
       }
       gpu.abandon();

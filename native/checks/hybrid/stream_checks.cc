@@ -116,7 +116,11 @@ std::string same_logits(const Shape& shape) {
     if (mode == FfnMode::kPredictor && shape.predictor.empty()) continue;
     Engine alone(model.options());
     const auto expected = conversation(alone, mode);
-    for (const GpuOptions& gpu : splits(shape)) {
+    const std::vector<GpuOptions> all = splits(shape);
+    for (size_t i = 0; i < all.size(); ++i) {
+      // Prompts do not depend on the mode, and an emulator takes its time: each split in one, with predictors.
+      if (!shape.predictor.empty() && (i % 2 == 0) != (mode == FfnMode::kExact)) continue;
+      const GpuOptions& gpu = all[i];
       EngineOptions options = model.options();
       options.gpu = gpu;
       Engine engine(std::move(options));
@@ -360,7 +364,7 @@ std::string fail_everywhere() {
   const TinyModel model(shape, 27);
   int failed = 0;
   for (unsigned where : {0b1111u, 0b0101u, 0b0000u}) {
-    for (int kernel = 1; kernel < 200; kernel += 7) {
+    for (int kernel = 1; kernel < 200; kernel += 11) {
       ::setenv("PI_EMULATOR_FAIL", std::to_string(kernel).c_str(), 1);
       EngineOptions options = model.options();
       options.gpu = streaming(share(shape, 0.3, where), 50);
@@ -376,7 +380,7 @@ std::string fail_everywhere() {
       }
     }
   }
-  return failed > 40 ? std::string() : "only " + std::to_string(failed) + " steps failed";
+  return failed > 30 ? std::string() : "only " + std::to_string(failed) + " steps failed";
 }
 
 const std::vector<Check> failing = [] {

@@ -1,7 +1,8 @@
 // A model that a GPU of too little memory shares with the CPU: decoding on the CPU alone, split for budgets of device memory,
 // and with everything in it.
 //   PI_DEVICE=cuda build/Release/pi_hybrid_bench [--shape 7b|13b|tiny] [--type f16|q4_0] [--active 0.08] [--budgets 2,3,5]
-//     [--tokens 64] [--prompt 128] [--threads N] [--folder /tmp]
+//     [--tokens 64] [--prompt 128] [--stream 48] [--threads N] [--folder /tmp]
+// From --stream rows on, a prompt's weights that are the CPU's are sent to the GPU.
 // A budget of 3 is a third of the model's bytes; 0 is no GPU, 1 all of the model. Weights are planted (bench/planted_model.h),
 // tokens random, neurons split as they would be placed: projections, keys and values first, for every token needs them, then
 // the head, then predictors and the hottest neurons of all layers alike. Lines that begin with { are JSON: all runs so far.
@@ -25,14 +26,14 @@ namespace {
 struct Arguments {
   std::string shape = "7b", type = "q4_0", budgets = "0,5,3,2,1", folder = "/tmp";
   double active = 0.08;
-  int tokens = 64, prompt = 128, threads = 0;
+  int tokens = 64, prompt = 128, stream = kStreamRows, threads = 0;
 };
 
 Arguments parse(int argc, char** argv) {
   Arguments a;
   a.threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   const std::map<std::string, std::string*> texts{{"--shape", &a.shape}, {"--type", &a.type}, {"--budgets", &a.budgets}, {"--folder", &a.folder}};
-  const std::map<std::string, int*> numbers{{"--tokens", &a.tokens}, {"--prompt", &a.prompt}, {"--threads", &a.threads}};
+  const std::map<std::string, int*> numbers{{"--tokens", &a.tokens}, {"--prompt", &a.prompt}, {"--stream", &a.stream}, {"--threads", &a.threads}};
   for (int i = 1; i < argc; i += 2) {
     const std::string name = argv[i];
     const bool known = texts.count(name) || numbers.count(name) || name == "--active";
@@ -64,10 +65,11 @@ PlantedShape shape_of(const Arguments& a) {
 // ---------------------------------------------------------------------------------------------------------------- splits
 
 // The first `amount` of what a GPU is given, in this order: each layer's attention, the head, neurons of all layers.
-GpuOptions split_of(const PlantedShape& shape, int amount, int max_rows) {
+GpuOptions split_of(const PlantedShape& shape, int amount, const Arguments& a) {
   GpuOptions gpu;
   gpu.layers.resize(shape.n_layers);
-  gpu.max_rows = max_rows;
+  gpu.max_rows = std::min(a.prompt, 512);
+  gpu.stream_rows = a.stream;
   gpu.vram_bytes = SIZE_MAX;
   for (int layer = 0; layer < shape.n_layers; ++layer) gpu.layers[layer].attention = layer < amount;
   gpu.head = amount > shape.n_layers;
@@ -77,14 +79,14 @@ GpuOptions split_of(const PlantedShape& shape, int amount, int max_rows) {
 }
 
 // As much as fits into the budget.
-GpuOptions fitting_split(const PlantedShape& shape, EngineOptions options, size_t budget, int max_rows) {
+GpuOptions fitting_split(const PlantedShape& shape, EngineOptions options, size_t budget, const Arguments& a) {
   int low = 0, high = shape.n_layers + 1 + shape.n_neurons + 1;  // low fits, high is one too many
   while (high - low > 1) {
     const int middle = (low + high) / 2;
-    options.gpu = split_of(shape, middle, max_rows);
+    options.gpu = split_of(shape, middle, a);
     (gpu_memory(options).total() <= budget ? low : high) = middle;
   }
-  GpuOptions gpu = split_of(shape, low, max_rows);
+  GpuOptions gpu = split_of(shape, low, a);
   gpu.vram_bytes = budget;
   return gpu;
 }
@@ -247,7 +249,7 @@ int run(int argc, char** argv) {
       // All of the model is what fits into all of the device.
       size_t bytes = budget > 1 ? model.bytes() / budget : budget == 1 && opened.device ? opened.device->info().total_bytes : 0;
       if (budget > 1 && backend == "emulated") bytes += opened.device->info().context_bytes;  // more than a tiny model
-      if (budget > 0) options.gpu = fitting_split(shape, options, bytes, std::min(a.prompt, 512));
+      if (budget > 0) options.gpu = fitting_split(shape, options, bytes, a);
       const GpuOptions gpu = options.gpu;
       const Measured m = measure(a, std::move(options));
       std::printf("%-4s %8.2f tokens/s, prompt %8.1f tokens/s", name_of(budget).c_str(), a.tokens / m.seconds, a.prompt / m.prompt_seconds);

@@ -1,8 +1,7 @@
 // The host's weights on their way through the GPU. A prompt of many rows is bound by arithmetic, of which the GPU has so much
-// more that sending it a layer's cold neurons and multiplying there takes less time than multiplying here; and so with the
-// projections of attention that is the host's. They go in pieces
-// through two buffers of page-locked memory and two of the device: while the GPU multiplies with one piece, the next is on
-// the bus, and the host packs the one after that, across the ends of layers.
+// more that sending it a layer's cold neurons, and the projections of attention that is the host's, takes less time than
+// multiplying here. They go in pieces through two buffers of page-locked memory and two of the device: while the GPU
+// multiplies with one piece, the next is on the bus, and the host packs the one after that, across the ends of layers.
 //
 // Who waits for whom: a copy to the device for the products that read what it overwrites, products for their copy, and the
 // host, before it packs, for the copy that reads its buffer. So the host waits for work it has given already, never for
@@ -26,7 +25,7 @@ namespace pi {
 
 // How a model's weights in main memory are cut, and what that takes of the device's.
 struct StreamPlan {
-  // Some rows of a matrix, or (matrix null) of all three of a layer's FFN: rows in the layer's cold neurons.
+  // Some rows of a matrix of attention, or (matrix null) of the layer's cold neurons.
   struct Piece {
     int layer;
     const MatrixView* matrix;

@@ -332,6 +332,26 @@ const Check whole("stream: every row arrives as it is, also after a step that wa
   return wrong;
 });
 
+const Check swapped("stream: neurons that changed places go to the GPU as they are now", [] {
+  const Shape shape{.type = DType::kF16};
+  const TinyModel model(shape, 29);
+  Engine alone(model.options());
+  EngineOptions options = model.options();
+  options.gpu = streaming(share(shape, 0.5, 0b1111), 40);
+  options.gpu.adapt = true;
+  Engine engine(std::move(options));
+  const Rows rows = prompt_of(12);
+  const std::vector<float> expected = logits(alone, rows);
+  for (int round = 0; round < 2; ++round) {
+    const double off = distance(expected, logits(engine, rows), shape.vocab);
+    if (!(off <= 1e-3)) return "round " + std::to_string(round) + ": logits differ by " + std::to_string(off);
+    std::vector<LayerSwap> swaps;
+    for (int i = 0; i < 40; ++i) swaps.push_back({i % shape.n_layers, {2 * i, shape.n_neurons - 1 - i}});
+    if (round == 0) engine.swap_neurons(swaps);
+  }
+  return engine.stats().gpu.swaps == 40 ? std::string() : "swaps: " + std::to_string(engine.stats().gpu.swaps);
+});
+
 // A step that the host gives up between layers, its copies and kernels under way.
 const Check given_up("stream: after a step that was given up the next one is as if there had been none", [] {
   const Shape shape;

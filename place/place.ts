@@ -52,7 +52,7 @@ const DEFAULT_CONTEXT = 4096;
 
 /**
  * Of the rule by which parts go to the GPU: what an earlier one placed is placed again. 2: neurons with their predictor. 3: kernels
- * cost a launch, and meetings what they cost beside their neighbours.
+ * cost a launch, and meetings what they cost beside their neighbours; there is room for what prompts send.
  */
 const RULE = 3;
 

@@ -1,4 +1,4 @@
-import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { mkdtemp, readFile, rm, stat } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
@@ -27,7 +27,7 @@ interface Report {
     peakRss: number;
     placed: { tokensPerSecond: number; hardware: string } | null;
     gpu: { memory: GpuMemory; budget: number } | null;
-    trace: { path: string; layers: LayerTrace[] } | null;
+    trace: { path: string; prompt: { seconds: number; streamedBytes: number }; layers: LayerTrace[] } | null;
   }[];
 }
 
@@ -104,7 +104,7 @@ describe("pi bench", () => {
   test("measures CPU and GPU in one run, with the GPU's share, memory by part, a trace and what was predicted", async () => {
     const vram = 2 ** 24 + (await budgetFor(at("model"), 0.8, 256));
     const devices = ["--device", "cpu", "gpu", "--vram", String(vram), "--trace", at("trace.json")];
-    const args = ["bench", at("x.pi"), ...devices, "--mode", "predictor", "--context", "0", ...SHORT];
+    const args = ["bench", at("x.pi"), ...devices, "--mode", "predictor", "--context", "50", ...SHORT];
     const emulated = { PI_DEVICE: "emulated" };
     const { code, stdout, stderr } = await pi([...args, "--json"], emulated);
     expect([code, stderr]).toEqual([
@@ -130,13 +130,18 @@ describe("pi bench", () => {
     expect([budget, total <= budget]).toEqual([vram, true]);
 
     expect(runs[0]!.trace).toBeNull();
-    const { layers } = runs[1]!.trace!;
+    const { prompt, layers } = runs[1]!.trace!;
+    // The CPU's weights went to the GPU for the prompt, and no more than all of them.
+    expect(prompt.streamedBytes).toBeGreaterThan(0);
+    expect(prompt.streamedBytes).toBeLessThan((await stat(at("x.pi"))).size);
+    expect(prompt.seconds).toBeGreaterThan(0);
     expect(layers).toHaveLength(CONFIG.nLayers);
     expect(layers.some(({ gpuSeconds, transfers }) => gpuSeconds > 0 && transfers > 0)).toBe(true);
     expect(layers.some(({ cpuSeconds }) => cpuSeconds > 0)).toBe(true);
     const trace = JSON.parse(await readFile(at("trace.json"), "utf8")) as {
-      traceEvents: { ph: string; tid: number }[];
+      traceEvents: { name: string; ph: string; tid: number }[];
     };
+    expect(trace.traceEvents.filter(({ name }) => name === "stream").length).toBeGreaterThan(1);
     const threads = new Set(trace.traceEvents.filter(({ ph }) => ph === "X").map(({ tid }) => tid));
     expect([...threads].sort()).toEqual([1, 2]);
   });

@@ -113,8 +113,8 @@ void Engine::step_beside_gpu(const Batch& batch, StepOutput& out) {
 void Engine::forward_beside_gpu(std::span<const cuda::Draw> draws) {
   reserve();
   if (replacement_) stats_.gpu.swaps += replacement_->between_steps();
-  gpu_->start({rows_.n, rows_.n_decode, rows_.positions, rows_.blocks, rows_.modes, rows_.outputs, draws});
   try {
+    gpu_->start({rows_.n, rows_.n_decode, rows_.positions, rows_.blocks, rows_.modes, rows_.outputs, draws});
     walk_beside_gpu();
     gpu_->finish();
   } catch (...) {

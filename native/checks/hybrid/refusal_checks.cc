@@ -52,6 +52,23 @@ std::string refuse_everywhere(bool prompts) {
   return refused > 8 ? std::string() : "only " + std::to_string(refused) + " steps failed";
 }
 
+// A prompt's launches are many times what the queue holds. All of them at once, before the host gives what the first one waits
+// for, would never come to an end.
+std::string fill_queue() {
+  Shape shape;
+  shape.n_layers = 10;
+  const TinyModel model(shape, 8);
+  EngineOptions options = model.options();
+  options.gpu = share(shape, 0.5, ~0u);
+  Engine whole(options);
+  const auto engine = engine_with("PI_EMULATOR_QUEUE", 80, options);
+  for (const bool prompts : {true, false, true}) {
+    const Rows rows = rows_of(0, prompts);
+    if (logits(*engine, rows) != logits(whole, rows)) return "other logits";
+  }
+  return "";
+}
+
 const std::vector<Check> refusals = [] {
   std::vector<Check> out;
   const char* const device = std::getenv("PI_DEVICE");
@@ -60,6 +77,7 @@ const std::vector<Check> refusals = [] {
     out.emplace_back("hybrid: a launch that is refused ends the step with its name, and the next one is right, " + std::string(prompts ? "with prompts" : "decoding"),
                      [prompts] { return refuse_everywhere(prompts); });
   }
+  out.emplace_back("hybrid: a step of more launches than a queue holds comes to its end", fill_queue);
   return out;
 }();
 

@@ -49,7 +49,7 @@ std::string refuse_everywhere(bool prompts) {
     }
     refused += told;
   }
-  return refused > 8 ? std::string() : "only " + std::to_string(refused) + " steps failed";
+  return refused > 5 ? std::string() : "only " + std::to_string(refused) + " steps failed";
 }
 
 // A prompt's launches are many times what the queue holds. All of them at once, before the host gives what the first one waits

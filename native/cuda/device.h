@@ -40,7 +40,12 @@ class Event {
 };
 
 // Not thread-safe, but for the memory it hands out. Everything asynchronous is ordered by its queue alone. Errors throw
-// std::runtime_error naming the call and what the runtime said; one that a kernel made shows at the next synchronize.
+// std::runtime_error naming the call and what the runtime said. A launch that is refused shows at the next record or
+// synchronize; an error that a kernel makes ends the device, and shows at every call from then on, at the next synchronize at
+// the latest. Only what destructors call throws nothing.
+//
+// A queue holds about a thousand launches; another waits for room in it, as the host does then. So no more of them may be
+// given to the device behind a kernel that waits for the host.
 class Device {
  public:
   virtual ~Device() = default;
@@ -51,10 +56,10 @@ class Device {
   // Device memory, aligned to 256 bytes; null where there is not enough. Never called between steps: cuda/arena.h hands
   // out pieces of one allocation.
   virtual void* allocate(size_t bytes) = 0;
-  virtual void free(void* memory) = 0;
+  virtual void free(void* memory) noexcept = 0;
   // Page-locked host memory that kernels reach at the same address; zeroed; null where there is not enough.
   virtual void* allocate_host(size_t bytes) = 0;
-  virtual void free_host(void* memory) = 0;
+  virtual void free_host(void* memory) noexcept = 0;
 
   // `host` is page-locked, and stays as it is until the queue got there.
   virtual void upload(Queue queue, void* device, const void* host, size_t bytes) = 0;
@@ -69,7 +74,8 @@ class Device {
   virtual bool done(Event& event) = 0;
   virtual void synchronize(Queue queue) = 0;
 
-  // Between the two, what is asked of kCompute is recorded instead of done.
+  // Between the two, what is asked of kCompute is recorded instead of done. No memory is taken or given back meanwhile, and no
+  // event asked for.
   virtual void begin_recording() = 0;
   virtual std::unique_ptr<Program> end_recording() = 0;
   virtual void launch(Program& program) = 0;

@@ -3,8 +3,8 @@
 // switch of stacks (a few nanoseconds) and a kernel without any costs none.
 //
 // What would hang or be undefined on a GPU is an error of the queue instead, naming kernel and block: a barrier or warp
-// operation that not all live threads reach, or reach at different lines; a block too large; too much shared memory, or
-// writes beyond it; a full stack. Lanes run in the order of their numbers, or, with PI_EMULATOR_SEED, in a random one:
+// operation that not all live threads reach, or reach at different lines; writes beyond shared memory; a full stack. A
+// launch that a GPU refuses, of a block too large or too much shared memory, does not come into the queue. Lanes run in the order of their numbers, or, with PI_EMULATOR_SEED, in a random one:
 // results must be the same.
 #pragma once
 
@@ -78,7 +78,7 @@ extern constinit Here here;
 
 constexpr unsigned kWarp = 32;
 constexpr unsigned kMostThreads = 1024;
-constexpr size_t kMostShared = 99 << 10;  // of the smallest device since 8.0
+constexpr size_t kMostShared = 64 << 10;  // of the oldest device, 7.5
 
 struct Launch {
   const char* kernel;

@@ -23,6 +23,8 @@ namespace {
 // What it says a context takes, so that who counts memory has something to count.
 constexpr size_t kContextBytes = size_t{16} << 20;
 constexpr size_t kTotalBytes = size_t{4} << 30;
+// About as many as a stream of CUDA holds before a launch waits for room.
+constexpr size_t kQueueLaunches = 1000;
 
 uint64_t setting(const char* name, uint64_t otherwise) {
   const char* const text = std::getenv(name);
@@ -84,43 +86,55 @@ class EmulatedDevice final : public Device {
   size_t free_bytes() const override { return info_.free_bytes - std::min(info_.free_bytes, used_bytes.load()); }
 
   void* allocate(size_t bytes) override {
+    expect_idle("allocate");
     void* const memory = bytes > free_bytes() ? nullptr : memory_.allocate(bytes, 0xff);
     if (memory != nullptr) used_bytes += bytes;
     return memory;
   }
-  void free(void* memory) override {
+  void free(void* memory) noexcept override {
     const size_t before = memory_.used();
-    const std::string wrong = memory != nullptr ? memory_.free(memory) : "";
+    release("free", memory_, memory);
     used_bytes -= before - memory_.used();
-    expect_none(wrong);
   }
-  void* allocate_host(size_t bytes) override { return host_.allocate(bytes, 0); }
-  void free_host(void* memory) override { expect_none(memory != nullptr ? host_.free(memory) : ""); }
+  void* allocate_host(size_t bytes) override {
+    expect_idle("allocate_host");
+    return host_.allocate(bytes, 0);
+  }
+  void free_host(void* memory) noexcept override { release("free_host", host_, memory); }
 
   void upload(Queue queue, void* device, const void* host, size_t bytes) override {
+    fault_.rethrow();
     expect_range("upload", memory_, device, bytes);
     expect_range("upload", host_, host, bytes);
     push(queue, [=](Grid&) { std::memcpy(device, host, bytes); });
   }
   void download(Queue queue, void* host, const void* device, size_t bytes) override {
+    fault_.rethrow();
     expect_range("download", memory_, device, bytes);
     expect_range("download", host_, host, bytes);
     push(queue, [=](Grid&) { std::memcpy(host, device, bytes); });
   }
   void zero(Queue queue, void* device, size_t bytes) override {
+    fault_.rethrow();
     expect_range("zero", memory_, device, bytes);
     push(queue, [=](Grid&) { std::memset(device, 0, bytes); });
   }
 
-  std::unique_ptr<Event> event() override { return std::make_unique<EmulatedEvent>(); }
+  std::unique_ptr<Event> event() override {
+    fault_.rethrow();
+    return std::make_unique<EmulatedEvent>();
+  }
   void record(Queue queue, Event& event) override {
     expect_no_recording("record", queue);
+    fault_.rethrow();
+    expect_accepted();
     EmulatedEvent& of = static_cast<EmulatedEvent&>(event);
     ++of.recorded;
     at(queue).push({[reached = of.reached](Grid&) { reached->add(); }, true});
   }
   void wait(Queue queue, Event& event) override {
     expect_no_recording("wait", queue);
+    fault_.rethrow();
     EmulatedEvent& of = static_cast<EmulatedEvent&>(event);
     at(queue).push({[reached = of.reached, times = of.recorded](Grid&) {
                       std::unique_lock lock(reached->mutex);
@@ -129,6 +143,7 @@ class EmulatedDevice final : public Device {
                     true});
   }
   bool done(Event& event) override {
+    expect_no_recording("done", Queue::kCompute);
     EmulatedEvent& of = static_cast<EmulatedEvent&>(event);
     const std::lock_guard lock(of.reached->mutex);
     return of.reached->times >= of.recorded;
@@ -136,6 +151,7 @@ class EmulatedDevice final : public Device {
   void synchronize(Queue queue) override {
     expect_no_recording("synchronize", queue);
     at(queue).synchronize();
+    expect_accepted();
     fault_.rethrow();
     for (GuardedMemory* memory : {&memory_, &host_}) {
       const std::string wrong = memory->check();
@@ -146,22 +162,30 @@ class EmulatedDevice final : public Device {
   }
 
   void begin_recording() override {
-    expect_no_recording("begin_recording", Queue::kCompute);
+    expect_idle("begin_recording");
     compute_.begin_recording();
   }
   std::unique_ptr<Program> end_recording() override {
     if (!compute_.recording()) throw std::runtime_error("emulated device: end_recording: nothing is recorded");
-    return std::make_unique<EmulatedProgram>(compute_.end_recording());
+    auto program = std::make_unique<EmulatedProgram>(compute_.end_recording());
+    expect_accepted();
+    return program;
   }
   void launch(Program& program) override {
-    expect_no_recording("launch", Queue::kCompute);
-    for (const WorkQueue::Operation& operation : static_cast<EmulatedProgram&>(program).recorded()) compute_.push(operation);
+    expect_idle("launch");
+    compute_.push(static_cast<EmulatedProgram&>(program).recorded());
   }
 
   const Kernels& kernels() const override { return kernels_; }
   void* stream() const override { return const_cast<EmulatedDevice*>(this); }
 
   void enqueue(Launch launch) {
+    std::string wrong = refusal(launch);
+    if (++asked_ == refusing_) wrong = std::string("kernel ") + launch.kernel + ": refused, as PI_EMULATOR_REFUSE says";
+    if (!wrong.empty()) {
+      if (refused_.empty()) refused_ = wrong;
+      return;
+    }
     push(Queue::kCompute, [this, launch = std::make_shared<const Launch>(std::move(launch))](Grid& grid) {
       static std::mutex one_at_a_time;  // of all devices
       const std::lock_guard lock(one_at_a_time);
@@ -174,8 +198,18 @@ class EmulatedDevice final : public Device {
   WorkQueue& at(Queue queue) { return queue == Queue::kCompute ? compute_ : copy_; }
   void push(Queue queue, std::function<void(Grid&)> work) { at(queue).push({std::move(work), false}); }
 
-  static void expect_none(const std::string& wrong) {
-    if (!wrong.empty()) throw std::runtime_error("emulated device: " + wrong);
+  // What is wrong with the memory shows at the next call, for a destructor cannot tell.
+  void release(const char* call, GuardedMemory& memory, void* piece) noexcept {
+    if (compute_.recording()) fault_.set(std::string(call) + " cannot be recorded");
+    const std::string wrong = piece != nullptr ? memory.free(piece) : "";
+    if (!wrong.empty()) fault_.set(wrong);
+  }
+  void expect_accepted() {
+    if (!refused_.empty()) throw std::runtime_error("emulated device: " + std::exchange(refused_, {}));
+  }
+  void expect_idle(const char* call) {
+    fault_.rethrow();
+    expect_no_recording(call, Queue::kCompute);
   }
   static void expect_range(const char* call, GuardedMemory& memory, const void* begin, size_t bytes) {
     if (memory.contains(begin, bytes)) return;
@@ -191,10 +225,13 @@ class EmulatedDevice final : public Device {
   const Kernels& kernels_;
   DeviceInfo info_;
   uint64_t seed_, failing_, launched_ = 0;  // kernels, on the queue's thread
+  uint64_t refusing_ = setting("PI_EMULATOR_REFUSE", 0), asked_ = 0;
+  std::string refused_;  // the first launch that was, until somebody asks
   Fault fault_;
   std::atomic<bool> closing_{false};
   mutable GuardedMemory memory_{"device memory"}, host_{"page-locked memory"};
-  WorkQueue compute_{fault_, closing_, seed_}, copy_{fault_, closing_, seed_};  // last: ended first
+  const size_t most_ = setting("PI_EMULATOR_QUEUE", kQueueLaunches);
+  WorkQueue compute_{fault_, closing_, seed_, most_}, copy_{fault_, closing_, seed_, most_};  // last: ended first
 };
 
 }  // namespace

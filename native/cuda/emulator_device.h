@@ -8,7 +8,7 @@
 namespace pi::cuda::emulator {
 
 // `kernels` outlives it. PI_EMULATOR_MEMORY: bytes of device memory it says it has; PI_EMULATOR_SEED: order of lanes; PI_EMULATOR_FAIL: number of the
-// kernel, counted from 1, that fails.
+// kernel, counted from 1, that fails; PI_EMULATOR_REFUSE: of the launch that is not accepted; PI_EMULATOR_QUEUE: launches that wait at most (1,000).
 std::unique_ptr<Device> make_device(const Kernels& kernels);
 
 }  // namespace pi::cuda::emulator

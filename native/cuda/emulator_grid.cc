@@ -42,17 +42,30 @@ void sleep() { grid->sleep(); }
 
 // ------------------------------------------------------------------------------------------------------ a launch's blocks
 
-std::string Grid::run(const Launch& launch) {
-  const uint64_t threads = uint64_t{launch.block.x} * launch.block.y * launch.block.z;
-  launch_ = &launch;
-  blocks_ = uint64_t{launch.grid.x} * launch.grid.y * launch.grid.z;
+namespace {
+
+uint64_t count(const dim3& of) { return uint64_t{of.x} * of.y * of.z; }
+
+}  // namespace
+
+std::string refusal(const Launch& launch) {
+  const uint64_t threads = count(launch.block);
   const std::string of = std::string("kernel ") + launch.kernel + ": ";
-  if (blocks_ == 0 || threads == 0) return of + "a launch of nothing";
+  if (count(launch.grid) == 0 || threads == 0) return of + "a launch of nothing";
+  if (launch.grid.x > 0x7fffffff) return of + "a grid of more than 2^31 - 1 blocks along x";
   if (launch.grid.y > 65535 || launch.grid.z > 65535) return of + "a grid of more than 65535 blocks along y or z";
   if (threads > kMostThreads) return of + std::to_string(threads) + " threads in a block, of at most " + std::to_string(kMostThreads);
   if (launch.shared_bytes > kMostShared) {
     return of + std::to_string(launch.shared_bytes) + " bytes of shared memory, of at most " + std::to_string(kMostShared);
   }
+  return "";
+}
+
+std::string Grid::run(const Launch& launch) {
+  const uint64_t threads = count(launch.block);
+  launch_ = &launch;
+  sleeping_.store(false, std::memory_order_relaxed);
+  blocks_ = count(launch.grid);
   threads_ = static_cast<int>(threads);
   n_warps_ = static_cast<int>((threads + kWarp - 1) / kWarp);
   if (lanes_.size() < threads) lanes_.resize(threads);
@@ -263,6 +276,7 @@ Told Grid::exchange(uint64_t value, Exchange kind, int line) {
 
 void Grid::sleep() {
   if (closing_.load(std::memory_order_relaxed)) emulator::fail("the device was closed while it waited");
+  sleeping_.store(true, std::memory_order_relaxed);
   std::this_thread::yield();
 }
 

@@ -12,6 +12,9 @@
 
 namespace pi::cuda::emulator {
 
+// Why a GPU would not take a launch, or an empty string.
+std::string refusal(const Launch& launch);
+
 class Grid {
  public:
   // Kernels that sleep are given up as soon as `closing` is true. `seed` 0: lanes run in the order of their numbers.
@@ -28,6 +31,8 @@ class Grid {
   [[noreturn]] void give_up();
   void sleep();
   void* dynamic_shared() { return shared_.data() + kGuard; }
+  // The running kernel waits for the host. Of any thread.
+  bool sleeping() const { return sleeping_.load(std::memory_order_relaxed); }
 
  private:
   static constexpr size_t kGuard = 64;
@@ -70,6 +75,7 @@ class Grid {
   uint32_t next_random();
 
   const std::atomic<bool>& closing_;
+  std::atomic<bool> sleeping_{false};
   uint64_t random_;
 
   const Launch* launch_ = nullptr;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -43,25 +44,32 @@ class WorkQueue {
   struct Operation {
     std::function<void(Grid&)> work;
     bool always = false;  // done after a fault, too: what others wait for
+    bool alone = true;    // not of a program
   };
 
-  WorkQueue(Fault& fault, const std::atomic<bool>& closing, uint64_t seed) : fault_(fault), grid_(closing, seed), thread_([this] { run(); }) {}
+  // It has room for `most` operations that do not come with a program.
+  WorkQueue(Fault& fault, const std::atomic<bool>& closing, uint64_t seed, size_t most)
+      : fault_(fault), grid_(closing, seed), most_(most), thread_([this] { run(); }) {}
   ~WorkQueue() {
-    recording_ = false;
-    push({nullptr, true});
+    add({nullptr, true});
     thread_.join();
   }
 
+  // Waits for room. Where that is behind a kernel that waits for the host, which is here, it throws instead.
   void push(Operation operation) {
     if (recording_) {
       recorded_.push_back(std::move(operation));
       return;
     }
-    {
-      const std::lock_guard lock(mutex_);
-      waiting_.push_back(std::move(operation));
+    expect_room();
+    add(std::move(operation));
+  }
+  // As many as there are, for a program is launched as one.
+  void push(const std::vector<Operation>& program) {
+    for (Operation operation : program) {
+      operation.alone = false;
+      add(std::move(operation));
     }
-    changed_.notify_all();
   }
 
   void synchronize() {
@@ -69,7 +77,7 @@ class WorkQueue {
     changed_.wait(lock, [this] { return waiting_.empty() && !busy_; });
   }
 
-  bool recording() const { return recording_; }
+  bool recording() const { return recording_; }  // of the caller's thread
   void begin_recording() { recording_ = true; }
   std::vector<Operation> end_recording() {
     recording_ = false;
@@ -77,6 +85,28 @@ class WorkQueue {
   }
 
  private:
+  void add(Operation operation) {
+    {
+      const std::lock_guard lock(mutex_);
+      alone_ += operation.alone;
+      waiting_.push_back(std::move(operation));
+    }
+    changed_.notify_all();
+  }
+
+  // A kernel that sleeps as long as nothing can end its sleep but the caller will sleep for ever.
+  void expect_room() {
+    constexpr int kLooks = 50;
+    constexpr std::chrono::milliseconds kLook{100};
+    std::unique_lock lock(mutex_);
+    for (int asleep = 0; !changed_.wait_for(lock, kLook, [this] { return alone_ < most_; });) {
+      asleep = grid_.sleeping() ? asleep + 1 : 0;
+      if (asleep < kLooks) continue;
+      throw std::runtime_error("emulated device: a launch waits for room behind " + std::to_string(alone_) +
+                               " others, and they for a kernel that waits for the host");
+    }
+  }
+
   void run() {
     for (;;) {
       Operation operation;
@@ -87,6 +117,7 @@ class WorkQueue {
         changed_.wait(lock, [this] { return !waiting_.empty(); });
         operation = std::move(waiting_.front());
         waiting_.pop_front();
+        if (operation.alone && alone_-- == most_) changed_.notify_all();
         busy_ = true;
       }
       if (!operation.work) return;
@@ -96,9 +127,11 @@ class WorkQueue {
 
   Fault& fault_;
   Grid grid_;
+  const size_t most_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Operation> waiting_;
+  size_t alone_ = 0;  // of those
   bool busy_ = false;
   bool recording_ = false;  // of the caller's thread, as recorded_ is
   std::vector<Operation> recorded_;

@@ -12,7 +12,13 @@ constexpr int kThreads = 256;
 // Words that one block copies; more are copied by many, and a launch of its own signals.
 constexpr int kBlockWords = 16384;
 
-// Four neighbouring elements a thread, counted over all rows. Every block looks at the flag for itself.
+// Blocks that look at a flag each for itself, at most. Every look crosses the bus: thousands of blocks that a prompt's rows
+// take would fill it, and be late to see what they look for.
+constexpr unsigned kLooking = 64;
+
+__global__ void meet_host(Meeting meeting) { wait_for(meeting); }
+
+// Four neighbouring elements a thread, counted over all rows. Every block looks at the flag for itself, where there is one.
 __global__ void __launch_bounds__(kThreads) receive_rows(Receive a) {
   if (threadIdx.x == 0) wait_for(a.wait);
   __syncthreads();
@@ -48,7 +54,16 @@ __global__ void stamp_clock(Stamp a) { *a.out = device_clock_ns(); }
 
 void receive(void* stream, const Receive& a) {
   const size_t threads = (size_t(a.rows) * a.out.cols + kLaneColumns - 1) / kLaneColumns;
-  PI_LAUNCH(receive_rows, dim3((threads + kThreads - 1) / kThreads), dim3(kThreads), 0, stream, a);
+  const unsigned blocks = static_cast<unsigned>((threads + kThreads - 1) / kThreads);
+  Receive then = a;
+  then.wait = wait_before(stream, a.wait, blocks);
+  PI_LAUNCH(receive_rows, dim3(blocks), dim3(kThreads), 0, stream, then);
+}
+
+Meeting wait_before(void* stream, const Meeting& a, size_t blocks) {
+  if (a.flag == nullptr || blocks <= kLooking) return a;
+  PI_LAUNCH(meet_host, dim3(1), dim3(1), 0, stream, a);
+  return {};
 }
 
 void publish(void* stream, const Publish& a) {

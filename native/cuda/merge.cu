@@ -14,9 +14,11 @@ __global__ void __launch_bounds__(kMergeThreads) merge_rows(Merge a) {
 
 void merge(void* stream, const Merge& a) {
   Merge launched = a;
+  const dim3 grid((a.dim + kMergeThreads - 1) / kMergeThreads, a.rows);
   const bool apart = a.norm.x && a.rows > kTailRows;
   if (apart) launched.norm = {};
-  PI_LAUNCH(merge_rows, dim3((a.dim + kMergeThreads - 1) / kMergeThreads, a.rows), dim3(kMergeThreads), 0, stream, launched);
+  if (!a.skip_wait) launched.wait = wait_before(stream, a.wait, size_t(grid.x) * grid.y);
+  PI_LAUNCH(merge_rows, grid, dim3(kMergeThreads), 0, stream, launched);
   if (apart) norm(stream, a.norm);
 }
 

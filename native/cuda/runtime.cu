@@ -1,6 +1,7 @@
 // A device of CUDA's runtime, and the entry of pi_cuda.
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -25,7 +26,9 @@ std::string message(const std::string& call, cudaError_t status) {
 }
 
 void check(const char* call, cudaError_t status) {
-  if (status != cudaSuccess) throw std::runtime_error(message(call, status));
+  if (status == cudaSuccess) return;
+  (void)cudaGetLastError();  // it is told here, and not to be found by the next launch
+  throw std::runtime_error(message(call, status));
 }
 
 // Names the call of a failure as it is written.
@@ -156,21 +159,21 @@ class CudaDevice final : public Device {
   void* allocate(size_t bytes) override {
     use();
     void* memory = nullptr;
-    return got("cudaMalloc", cudaMalloc(&memory, bytes)) ? memory : nullptr;
+    return got("cudaMalloc", cudaMalloc(&memory, std::max<size_t>(bytes, 1))) ? memory : nullptr;
   }
-  void free(void* memory) override {
-    use();
-    PI_CHECK(cudaFree(memory));
+  void free(void* memory) noexcept override {
+    (void)cudaSetDevice(ordinal_);
+    if (cudaFree(memory) != cudaSuccess) (void)cudaGetLastError();
   }
   void* allocate_host(size_t bytes) override {
     use();
     void* memory = nullptr;
-    if (!got("cudaHostAlloc", cudaHostAlloc(&memory, bytes, cudaHostAllocMapped | cudaHostAllocPortable))) return nullptr;
+    if (!got("cudaHostAlloc", cudaHostAlloc(&memory, std::max<size_t>(bytes, 1), cudaHostAllocMapped | cudaHostAllocPortable))) return nullptr;
     return std::memset(memory, 0, bytes);
   }
-  void free_host(void* memory) override {
-    use();
-    PI_CHECK(cudaFreeHost(memory));
+  void free_host(void* memory) noexcept override {
+    (void)cudaSetDevice(ordinal_);
+    if (cudaFreeHost(memory) != cudaSuccess) (void)cudaGetLastError();
   }
 
   void upload(Queue queue, void* device, const void* host, size_t bytes) override {
@@ -193,6 +196,7 @@ class CudaDevice final : public Device {
   void record(Queue queue, Event& event) override {
     expect_no_recording("record", queue);
     use();
+    expect_launched();
     PI_CHECK(cudaEventRecord(static_cast<CudaEvent&>(event).event, at(queue)));
   }
   void wait(Queue queue, Event& event) override {
@@ -200,14 +204,19 @@ class CudaDevice final : public Device {
     use();
     PI_CHECK(cudaStreamWaitEvent(at(queue), static_cast<CudaEvent&>(event).event, 0));
   }
-  // After an error nothing is waited for: synchronize tells.
-  bool done(Event& event) override { return cudaEventQuery(static_cast<CudaEvent&>(event).event) != cudaErrorNotReady; }
+  // After an error nothing is waited for: synchronize tells. That it is not done yet is no error, but HIP keeps it as the last
+  // one, which the next launch would find.
+  bool done(Event& event) override {
+    (void)cudaSetDevice(ordinal_);
+    if (cudaEventQuery(static_cast<CudaEvent&>(event).event) != cudaErrorNotReady) return true;
+    (void)cudaGetLastError();
+    return false;
+  }
   void synchronize(Queue queue) override {
     expect_no_recording("synchronize", queue);
     use();
     const cudaError_t status = cudaStreamSynchronize(at(queue));
-    const std::string failed = failed_launch().take();
-    if (!failed.empty()) throw std::runtime_error(failed);
+    expect_launched();
     check("cudaStreamSynchronize", status);
   }
 
@@ -256,6 +265,11 @@ class CudaDevice final : public Device {
     if (status != cudaSuccess) (void)cudaGetLastError();  // it is not to be found by the next launch
     return status == cudaSuccess;
   }
+  // Who comes later may wait for what that launch should have done.
+  static void expect_launched() {
+    const std::string failed = failed_launch().take();
+    if (!failed.empty()) throw std::runtime_error(failed);
+  }
   void expect_no_recording(const char* call, Queue queue) const {
     if (recording_ && queue == Queue::kCompute) throw std::runtime_error(std::string(call) + " cannot be recorded");
   }
@@ -293,6 +307,10 @@ std::string version(int number) { return std::to_string(number / 1000) + "." + s
 
 // Why device `ordinal` cannot be used, or an empty string. Makes no context.
 std::string obstacle(int ordinal) {
+  for (const char* const name : {"CUDA_LAUNCH_BLOCKING", "HIP_LAUNCH_BLOCKING"}) {
+    const char* const set = std::getenv(name);
+    if (set != nullptr && std::strtol(set, nullptr, 10) != 0) return std::string(name) + " is set, and a launch that waits for the host would then never return";
+  }
   int driver = 0, runtime = 0, devices = 0;
   if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return std::string("no ") + kVendor + " driver is loaded";
   (void)cudaRuntimeGetVersion(&runtime);

@@ -119,8 +119,7 @@ GpuHalf::GpuHalf(std::shared_ptr<cuda::Device> device, const GpuModelView& model
   }
   layout_.upload(*device_, cosine, sine);
   device_->zero(Queue::kCompute, s_.counters, counters_.size() * sizeof(unsigned long long));
-  device_->zero(Queue::kCompute, s_.active, (cuda::mask_words(c_.n_neurons) + 1) * sizeof(uint32_t));
-  device_->zero(Queue::kCompute, s_.arrivals, GpuScratch::arrival_words(c_) * sizeof(uint32_t));
+  clear_between();
   for (const DeviceLayer& layer : m_.layers) {
     const size_t side = cuda::device_kv_side_bytes(kv_.type, c_.n_kv_heads, c_.head_dim);
     if (layer.kv.data) device_->zero(Queue::kCompute, layer.kv.data, 2 * side * kv_.blocks);
@@ -129,6 +128,12 @@ GpuHalf::GpuHalf(std::shared_ptr<cuda::Device> device, const GpuModelView& model
 }
 
 GpuHalf::~GpuHalf() { abandon(); }
+
+// What kernels find 0 and leave 0.
+void GpuHalf::clear_between() {
+  device_->zero(Queue::kCompute, s_.active, (cuda::mask_words(c_.n_neurons) + 1) * sizeof(uint32_t));
+  device_->zero(Queue::kCompute, s_.arrivals, GpuScratch::arrival_words(c_) * sizeof(uint32_t));
+}
 
 void GpuHalf::set_thresholds(std::span<const float> thresholds) {
   thresholds_.assign(thresholds.begin(), thresholds.end());
@@ -280,14 +285,21 @@ void GpuHalf::finish() {
 }
 
 void GpuHalf::abandon() noexcept {
-  try {
-    mail_.set_abort(true);
-    device_->synchronize(Queue::kCompute);
-  } catch (const std::exception&) {
-    // The step has failed already; its error is the one to tell.
-  }
+  const auto attempt = [](auto&& act) {
+    try {
+      act();
+    } catch (const std::exception&) {
+      // The step has failed already; its error is the one to tell.
+    }
+  };
+  mail_.set_abort(true);
+  attempt([&] { device_->synchronize(Queue::kCompute); });
   if (stream_) stream_->abandon();
   mail_.set_abort(false);
+  attempt([&] {
+    clear_between();  // one of the step's launches may be missing
+    device_->synchronize(Queue::kCompute);
+  });
 }
 
 void GpuHalf::collect(GpuStats& stats, std::vector<LayerStats>& layers) {

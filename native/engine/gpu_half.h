@@ -152,6 +152,7 @@ class GpuHalf {
     Traffic traffic;
   };
 
+  void clear_between();
   size_t write_state(const GpuStep& step);
   bool recordable(const GpuStep& step) const;
   void reserve_outputs(size_t n);

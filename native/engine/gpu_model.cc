@@ -25,6 +25,11 @@ class Uploader {
     }
   }
   ~Uploader() {
+    try {
+      device_.synchronize(cuda::Queue::kCopy);  // where something was thrown, copies may be on their way
+    } catch (const std::exception&) {
+      // A device that failed reads nothing any more.
+    }
     for (Buffer& buffer : buffers_) {
       if (buffer.memory) device_.free_host(buffer.memory);
     }

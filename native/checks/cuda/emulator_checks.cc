@@ -199,7 +199,7 @@ const Check misuse("emulator: what would hang or be undefined is an error that n
            expect_error(run(nothing, dim3(1), dim3(1025)), {"1025 threads", "1024"}),
            expect_error(run(nothing, dim3(0), dim3(32)), {"a launch of nothing"}),
            expect_error(run(nothing, dim3(1), dim3(32), 100 << 10), {"102400 bytes of shared memory"}),
-           run(nothing, dim3(1), dim3(1024), 99 << 10),
+           run(nothing, dim3(1), dim3(1024), 64 << 10),
        }) {
     if (!wrong.empty()) return wrong;
   }
@@ -236,6 +236,14 @@ const Check order("emulator: a missing barrier shows in some order of lanes, a r
 
 // ----------------------------------------------------------------------------------------------------- memory and queues
 
+// What shows at the next wait after `act` had 1,000 bytes of a device of its own: to free memory throws nothing.
+template <typename Act>
+std::string error_after(Act&& act) {
+  const auto device = emulator::make_device(kNoKernels);
+  act(*device, static_cast<uint8_t*>(device->allocate(1000)));
+  return error_of([&] { device->synchronize(Queue::kCompute); });
+}
+
 const Check memory("emulator: memory is counted, not yet written, and guarded", [] {
   const auto device = emulator::make_device(kNoKernels);
   const size_t free = device->free_bytes();
@@ -258,12 +266,15 @@ const Check memory("emulator: memory is counted, not yet written, and guarded", 
   host[-3] = 1;
   for (const std::string& wrong : {
            expect_error(error_of([&] { device->synchronize(Queue::kCompute); }), {"1000 bytes of device memory were written to 0 bytes after their end"}),
-           expect_error(error_of([&] { device->free(piece); }), {"after their end"}),
-           expect_error(error_of([&] { device->free_host(host); }), {"3 bytes before their beginning"}),
-           expect_error(error_of([&] { device->free(piece); }), {"freed that is none"}),
+           expect_error(error_after([](Device& device, uint8_t* memory) { memory[1000] = 0, device.free(memory); }), {"after their end"}),
+           expect_error(error_after([](Device& device, uint8_t* memory) { device.free(memory), device.free(memory); }), {"freed that is none"}),
+           expect_error(error_after([](Device& device, uint8_t* memory) { device.free_host(memory); }), {"page-locked memory was freed that is none"}),
        }) {
     if (!wrong.empty()) return wrong;
   }
+  piece[1000] = host[-3] = 0xa5;  // as it was
+  device->free(piece);
+  device->free_host(host);
   return std::string();
 });
 
@@ -361,19 +372,94 @@ const Check recorded("emulator: what was recorded is done when it is launched, a
   return expect_equal("after three launches of two", 63, out);
 });
 
-const Check after_error("emulator: after an error nothing runs, and every wait says which it was", [] {
+const Check not_recorded("emulator: what cannot be recorded is refused, and what a recording leaves behind is done", [] {
   const auto device = emulator::make_device(kNoKernels);
+  const auto event = device->event();
+  int out = 0;
+  device->begin_recording();
+  PI_LAUNCH(count_up, dim3(1), dim3(32), 0, device->stream(), Args{&out});
+  for (const std::string& wrong : {
+           expect_error(error_of([&] { device->allocate(8); }), {"allocate cannot be recorded"}),
+           expect_error(error_of([&] { device->allocate_host(8); }), {"allocate_host cannot be recorded"}),
+           expect_error(error_of([&] { device->done(*event); }), {"done cannot be recorded"}),
+           expect_error(error_of([&] { device->wait(Queue::kCompute, *event); }), {"wait cannot be recorded"}),
+           expect_error(error_of([&] { device->begin_recording(); }), {"begin_recording cannot be recorded"}),
+       }) {
+    if (!wrong.empty()) return wrong;
+  }
+  const auto program = device->end_recording();
+  device->launch(*program);
+  device->synchronize(Queue::kCompute);
+  return expect_equal("after a launch of one", 1, out);
+});
+
+const Check after_error("emulator: after an error nothing runs, and every call says which it was", [] {
+  const auto device = emulator::make_device(kNoKernels);
+  void* const memory = device->allocate(64);
+  Words words(*device);
+  const auto event = device->event();
   int out = 0;
   PI_LAUNCH(half_a_mask, dim3(1), dim3(32), 0, device->stream(), Args{});
   PI_LAUNCH(count_up, dim3(1), dim3(32), 0, device->stream(), Args{&out});
-  const auto event = device->event();
-  device->record(Queue::kCompute, *event);
-  for (const Queue queue : {Queue::kCompute, Queue::kCopy, Queue::kCompute}) {
-    if (queue == Queue::kCopy) until([&] { return device->done(*event); });
-    const std::string wrong = expect_error(error_of([&] { device->synchronize(queue); }), {"kernel half_a_mask"});
+  const std::string first = error_of([&] { device->synchronize(Queue::kCompute); });
+  for (const std::string& wrong : {
+           expect_error(first, {"kernel half_a_mask"}),
+           expect_error(error_of([&] { device->synchronize(Queue::kCopy); }), {"kernel half_a_mask"}),
+           expect_error(error_of([&] { device->upload(Queue::kCopy, memory, words.words, 64); }), {"kernel half_a_mask"}),
+           expect_error(error_of([&] { device->download(Queue::kCopy, words.words, memory, 64); }), {"kernel half_a_mask"}),
+           expect_error(error_of([&] { device->zero(Queue::kCompute, memory, 64); }), {"kernel half_a_mask"}),
+           expect_error(error_of([&] { device->record(Queue::kCopy, *event); }), {"kernel half_a_mask"}),
+           expect_error(error_of([&] { device->wait(Queue::kCopy, *event); }), {"kernel half_a_mask"}),
+           expect_error(error_of([&] { device->event(); }), {"kernel half_a_mask"}),
+           expect_error(error_of([&] { device->allocate(8); }), {"kernel half_a_mask"}),
+           expect_error(error_of([&] { device->begin_recording(); }), {"kernel half_a_mask"}),
+       }) {
     if (!wrong.empty()) return wrong;
   }
+  if (!device->done(*event)) return std::string("an event is waited for that never comes");
+  device->free(memory);
   return expect_equal("kernels after it", 0, out);
+});
+
+const Check refused("emulator: a launch that is refused shows at the next record, and ends nothing", [] {
+  const auto device = emulator::make_device(kNoKernels);
+  const auto event = device->event();
+  int out = 0;
+  PI_LAUNCH(nothing, dim3(1, 65536), dim3(32), 0, device->stream(), Args{});
+  PI_LAUNCH(count_up, dim3(1), dim3(32), 0, device->stream(), Args{&out});
+  std::string wrong = expect_error(error_of([&] { device->record(Queue::kCompute, *event); }), {"kernel nothing", "65535 blocks"});
+  if (!wrong.empty()) return wrong;
+  device->begin_recording();
+  PI_LAUNCH(nothing, dim3(1), dim3(2048), 0, device->stream(), Args{});
+  wrong = expect_error(error_of([&] { device->end_recording(); }), {"kernel nothing", "2048 threads"});
+  if (!wrong.empty()) return wrong;
+  device->synchronize(Queue::kCompute);
+  return expect_equal("kernels beside it", 1, out);
+});
+
+const Check full("emulator: no more launches than a queue holds wait behind a kernel that waits for the host", [] {
+  ::setenv("PI_EMULATOR_QUEUE", "3", 1);
+  const auto device = emulator::make_device(kNoKernels);
+  ::unsetenv("PI_EMULATOR_QUEUE");
+  Words words(*device);
+  words.words[2] = 1;
+  int out = 0;
+  const auto count = [&] { PI_LAUNCH(count_up, dim3(1), dim3(32), 0, device->stream(), Args{&out}); };
+  for (int i = 0; i < 10; ++i) count();  // there is room again and again
+  device->synchronize(Queue::kCompute);
+  out = 0;
+  device->begin_recording();
+  for (int i = 0; i < 5; ++i) count();
+  const auto program = device->end_recording();
+  PI_LAUNCH(wait_kernel, dim3(1), dim3(32), 0, device->stream(), Args{&out, 0, {words.words, words.words + 2, words.words + 1}});
+  device->launch(*program);  // is as one
+  const std::string error = error_of([&] {
+    for (int i = 0; i < 4; ++i) count();
+  });
+  store_system(words.words, 1u);
+  device->synchronize(Queue::kCompute);
+  const std::string wrong = expect_error(error, {"waits for room behind 3 others"});
+  return wrong.empty() ? expect_equal("kernels that ran", 511, out) : wrong;  // 1 of the one that waited, doubled and one more eight times
 });
 
 // -------------------------------------------------------------------------------------------------------------- intrinsics

@@ -104,7 +104,7 @@ std::string check_receive(int rows, int cols, bool quantised) {
 }
 
 const Check receive("device: receive waits for the host, and quantises", [] {
-  for (const auto& [rows, cols, quantised] : {std::tuple{1, 7, false}, {3, 21, false}, {2, 4096, false}, {1, 32, true}, {2, 1056, true}, {5, 96, true}}) {
+  for (const auto& [rows, cols, quantised] : {std::tuple{1, 7, false}, {3, 21, false}, {2, 4096, false}, {1, 32, true}, {2, 1056, true}, {5, 96, true}, {66, 1056, true}}) {
     const std::string wrong = check_receive(rows, cols, quantised);
     if (!wrong.empty()) return std::to_string(rows) + " x " + std::to_string(cols) + ": " + wrong;
   }

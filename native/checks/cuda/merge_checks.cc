@@ -68,7 +68,8 @@ const Check sums("merge: base, bias, parts and the host's sums in order, to the 
   const Case cases[] = {{1, 256, 3, true, true, false, true, false},   {3, 100, 1, true, false, true, true, false},
                         {2, 33, 16, false, true, true, false, true},   {1, 1, 0, true, false, true, false, false},
                         {4, 300, 2, true, true, true, false, true, 0}, {4, 300, 2, true, true, true, false, true, 5},
-                        {1, 128, 0, true, false, false, false, true},  {17, 96, 8, true, false, false, true, false}};
+                        {1, 128, 0, true, false, false, false, true},  {17, 96, 8, true, false, false, true, false},
+                        {70, 100, 1, true, false, true, true, false}};
   uint32_t seed = 1;
   for (const Case& c : cases) {
     const std::string problem = check_merge(c, seed += 10);

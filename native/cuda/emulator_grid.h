@@ -51,14 +51,14 @@ class Grid {
     Fiber* fiber = nullptr;  // null until it begins
   };
 
-  static void fiber_main();
-  void run_lanes();
+  PI_UNCOUNTED static void fiber_main();
+  PI_UNCOUNTED void run_lanes();
   bool begin_block();
   void end_lane();
   void show_lane();
   void end_block();
   bool pick();
-  void enter(Fiber& fiber);
+  PI_UNCOUNTED void enter(Fiber& fiber);
   void wait();
   void open_barrier();
   void open_warp(Warp& warp);

@@ -7,8 +7,8 @@
 
 namespace pi::cuda::emulator {
 
-// `kernels` outlives it. PI_EMULATOR_MEMORY: bytes of device memory it says it has; PI_EMULATOR_SEED: order of lanes; PI_EMULATOR_FAIL: number of the
-// kernel, counted from 1, that fails.
+// `kernels` outlives it. PI_EMULATOR_MEMORY: bytes of device memory it says it has; PI_EMULATOR_SEED: order of lanes; PI_EMULATOR_FAIL: the
+// kernel that fails, by its number, counted from 1, or by its name: each of that.
 std::unique_ptr<Device> make_device(const Kernels& kernels);
 
 }  // namespace pi::cuda::emulator

@@ -92,6 +92,7 @@ class Engine {
   void swap_neurons(std::span<const LayerSwap> swaps);
   std::vector<TraceSpan> take_trace() { return trace_.take(); }
   const ActivationCounts& activation_counts(int layer) const { return counts_[layer]; }
+  // Of a GPU that failed, what it had told until then.
   const EngineStats& stats();
   void reset_stats();
   size_t allocated_bytes() const;
@@ -155,6 +156,7 @@ class Engine {
 
   std::unique_ptr<GpuHalf> gpu_;
   std::unique_ptr<Replacement> replacement_;
+  std::string lost_;                        // why nobody knows which neurons are where; empty: they are known
   std::vector<int> kv_layer_;               // where a layer's keys and values are in kv_
   std::vector<LayerWeights> cold_;          // the host's part of each layer's FFN
   Buffer<float> step_logits_;               // of steps that are cut

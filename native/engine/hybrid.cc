@@ -111,14 +111,18 @@ void Engine::step_beside_gpu(const Batch& batch, StepOutput& out) {
 }
 
 void Engine::forward_beside_gpu(std::span<const cuda::Draw> draws) {
+  if (!lost_.empty()) throw std::runtime_error("GPU: a step failed in which neurons changed places, open the model again: " + lost_);
   reserve();
-  if (replacement_) stats_.gpu.swaps += replacement_->between_steps();
-  gpu_->start({rows_.n, rows_.n_decode, rows_.positions, rows_.blocks, rows_.modes, rows_.outputs, draws});
+  const int swaps = replacement_ ? replacement_->between_steps() : 0;
+  stats_.gpu.swaps += swaps;
   try {
+    gpu_->start({rows_.n, rows_.n_decode, rows_.positions, rows_.blocks, rows_.modes, rows_.outputs, draws});
     walk_beside_gpu();
     gpu_->finish();
-  } catch (...) {
+  } catch (const std::exception& error) {
     gpu_->abandon();
+    if (replacement_) replacement_->give_up(error.what());
+    if (swaps > 0) lost_ = error.what();
     throw;
   }
 }

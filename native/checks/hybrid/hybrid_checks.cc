@@ -1,7 +1,6 @@
 // A model split between CPU and GPU against the same model on the CPU: any split gives the same logits.
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -236,39 +235,6 @@ const Check misuse("hybrid: splits that make no sense are refused", [] {
   if (error_of(options).find("heads of a multiple of 8 elements") == std::string::npos) return "heads of 20: " + error_of(options);
   return std::string();
 });
-
-// Every second kernel of a step in turn fails: those before an answer that the host waits for, and those that wait for the
-// host. Only the emulator's fail when told to.
-std::string fail_everywhere() {
-  const Shape shape;
-  const TinyModel model(shape, 8);
-  int failed = 0;
-  for (int kernel = 1; kernel < 60; kernel += 2) {
-    ::setenv("PI_EMULATOR_FAIL", std::to_string(kernel).c_str(), 1);
-    EngineOptions options = model.options();
-    options.gpu = share(shape, 0.5, 0b0101);
-    Engine engine(std::move(options));
-    ::unsetenv("PI_EMULATOR_FAIL");
-    Rows row;
-    row.add(0, 0, FfnMode::kPredictor);
-    try {
-      logits(engine, row);
-    } catch (const std::runtime_error& error) {
-      if (std::string(error.what()).find("PI_EMULATOR_FAIL") == std::string::npos) return std::string(error.what());
-      ++failed;
-    }
-  }
-  return failed > 8 ? std::string() : "only " + std::to_string(failed) + " steps failed";
-}
-
-const std::vector<Check> failing = [] {
-  std::vector<Check> out;
-  const char* const device = std::getenv("PI_DEVICE");
-  if (device && std::string(device) == "emulated") {
-    out.emplace_back("hybrid: a kernel that fails ends the step with its error, wherever it is, and nobody waits for ever", fail_everywhere);
-  }
-  return out;
-}();
 
 const Check chosen("hybrid: a token chosen where the logits are is the one that the CPU would choose", [] {
   const Shape shape;

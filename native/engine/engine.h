@@ -97,6 +97,12 @@ class Engine {
   void reset_stats();
   size_t allocated_bytes() const;
 
+  // Some of a step's rows of decoding, and some of its prompts.
+  struct Piece {
+    int decode, n_decode;  // first and number
+    int prompt, n_prompt;
+  };
+
  private:
   // The batch's rows in the order the engine works in: those of decoding, then those of prefill. [n]
   struct Rows {
@@ -107,8 +113,8 @@ class Engine {
     std::vector<std::pair<int, int>> runs;  // first row and number of a few neighbours of one sequence
     void set(const Batch& batch);
     void find_runs();
-    // Rows [begin, begin + count) alone, and which of the outputs are theirs.
-    Rows piece(int begin, int count, std::vector<int>& which) const;
+    // Those rows alone, and which of the outputs are theirs.
+    Rows piece(const Piece& of, std::vector<int>& which) const;
   };
 
   void rotate_positions();

@@ -4,6 +4,7 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "checks/check.h"
 #include "checks/hybrid/steps.h"
@@ -134,6 +135,34 @@ const std::vector<Check> split_checks = [] {
   }
   return out;
 }();
+
+// A sequence that lost its keys and values: its prompt and what came after are rows of one step, more than fit at once.
+std::string computed_again(int prompt, int after) {
+  const Shape shape;
+  const TinyModel model(shape, 9);
+  Rows rows;
+  rows.add(1, 0, FfnMode::kExact, true);  // of somebody else
+  for (int i = 0; i < prompt + after; ++i) rows.add(0, i, FfnMode::kExact, i < prompt, i % 5 == 0 || i == prompt + after - 1);
+  rows.add(2, 0, FfnMode::kExact);
+  Engine alone(model.options());
+  const std::vector<float> expected = logits(alone, rows);
+  for (unsigned where : {0b1111u, 0b0010u}) {
+    EngineOptions options = model.options();
+    options.gpu = share(shape, 0.5, where);
+    Engine engine(std::move(options));
+    const double off = distance(expected, logits(engine, rows), shape.vocab);
+    if (off > 1e-3) return std::to_string(prompt) + " and " + std::to_string(after) + " rows: logits differ by " + std::to_string(off);
+  }
+  return "";
+}
+
+const Check again("hybrid: rows that come after a prompt in the same step see all of it, however the step is cut", [] {
+  for (const auto& [prompt, after] : {std::pair{4, 60}, {60, 4}, {40, 35}, {3, 20}}) {
+    std::string wrong = computed_again(prompt, after);
+    if (!wrong.empty()) return wrong;
+  }
+  return std::string();
+});
 
 const Check repeatable("hybrid: the same bits again, and of a row in company", [] {
   const Shape shape;

@@ -62,6 +62,8 @@ struct EngineOptions {
 
 // What the options' split would take of the device that is there, or of any where none is. Throws as the engine does.
 GpuMemory gpu_memory(const EngineOptions& options);
+// The same of a device whose context takes `context_bytes`; opens none.
+GpuMemory gpu_memory(const EngineOptions& options, size_t context_bytes);
 
 // Not thread-safe. Holds no global state: any number of engines may live side by side.
 class Engine {

@@ -29,12 +29,16 @@ std::vector<Piece> pieces(int rows, int decode, int max_rows) {
 }  // namespace
 
 GpuMemory gpu_memory(const EngineOptions& options) {
+  const cuda::Opened opened = cuda::open_device();
+  return gpu_memory(options, opened.device ? opened.device->info().context_bytes : 0);
+}
+
+GpuMemory gpu_memory(const EngineOptions& options, size_t context_bytes) {
   std::vector<MappedFile> files;
   for (const std::string& path : options.files) files.emplace_back(path);
   const ModelWeights weights = bind_weights(options.config, files, options.tensors);
-  const cuda::Opened opened = cuda::open_device();
   const int positions = std::min(options.kv_blocks * KvCache::kBlockTokens, options.config.max_positions);
-  return gpu_memory({options.config, weights, {options.kv_blocks, options.kv_type}, positions}, options.gpu, opened.device ? &opened.device->info() : nullptr);
+  return gpu_memory({options.config, weights, {options.kv_blocks, options.kv_type}, positions}, options.gpu, context_bytes);
 }
 
 void Engine::open_gpu(GpuOptions options, KvShape kv) {

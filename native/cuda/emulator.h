@@ -4,8 +4,8 @@
 //
 // What would hang or be undefined on a GPU is an error of the queue instead, naming kernel and block: a barrier or warp
 // operation that not all live threads reach, or reach at different lines; a block too large; too much shared memory, or
-// writes beyond it; a full stack. Lanes run in the order of their numbers, or, with PI_EMULATOR_SEED, in a random one:
-// results must be the same.
+// writes beyond it; a full stack. Lanes and blocks run in the order of their numbers, or, with PI_EMULATOR_SEED, in a random
+// one: results must be the same.
 #pragma once
 
 #include <algorithm>

@@ -53,6 +53,7 @@ class Grid {
 
   PI_UNCOUNTED static void fiber_main();
   PI_UNCOUNTED void run_lanes();
+  void order_blocks();
   bool begin_block();
   void end_lane();
   void show_lane();
@@ -73,7 +74,8 @@ class Grid {
   uint64_t random_;
 
   const Launch* launch_ = nullptr;
-  uint64_t block_ = 0, blocks_ = 0;  // of the launch, counted along x, y, z
+  uint64_t block_ = 0, blocks_ = 0;  // of the launch; which of them it is, counted along x, y, z, says
+  uint64_t first_ = 0, stride_ = 1;  // (first_ + block_ * stride_) % blocks_
   int threads_ = 0, n_warps_ = 0, live_ = 0;
   std::vector<Warp> warps_;
   std::vector<Lane> lanes_;

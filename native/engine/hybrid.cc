@@ -120,9 +120,10 @@ void Engine::step_beside_gpu(const Batch& batch, StepOutput& out) {
 void Engine::forward_beside_gpu(std::span<const cuda::Draw> draws) {
   if (!lost_.empty()) throw std::runtime_error("GPU: a step failed in which neurons changed places, open the model again: " + lost_);
   reserve();
-  const int swaps = replacement_ ? replacement_->between_steps() : 0;
-  stats_.gpu.swaps += swaps;
+  int swaps = 0;
   try {
+    if (replacement_) swaps = replacement_->between_steps();
+    stats_.gpu.swaps += swaps;
     gpu_->start({rows_.n, rows_.n_decode, rows_.positions, rows_.blocks, rows_.modes, rows_.outputs, draws});
     walk_beside_gpu();
     gpu_->finish();

@@ -60,7 +60,7 @@ std::string fail_everywhere() {
 std::string fail_while_adapting() {
   const TinyModel model(small(), 9);
   const Rows rows = decoding(0, 32, FfnMode::kPredictor);
-  for (const int kernel : {40, 300, 600}) {
+  for (const int kernel : {20, 160, 220}) {
     const std::string at = "kernel " + std::to_string(kernel) + ": ";
     const auto engine = failing(adapting(model, 0.5, 0b1111), std::to_string(kernel));
     std::string error;

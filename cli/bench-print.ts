@@ -1,7 +1,7 @@
 /** What `pi bench` found, as tables. */
 import type { PlacementSpeed } from "../formats/placement.ts";
 import type { GpuSplit } from "../model/gpu-fit.ts";
-import type { Speed } from "../model/measure.ts";
+import type { Speed, Swaps } from "../model/measure.ts";
 import type { LayerTrace } from "../model/trace.ts";
 import type { FfnMode, GpuMemory } from "../native/index.ts";
 import type { ForecastSpeed } from "./bench-forecast.ts";
@@ -15,7 +15,8 @@ export interface DeviceRun {
   loadSeconds: number;
   firstTokenSeconds: number;
   peakRss: number;
-  gpu: { memory: GpuMemory; budget: number; split: GpuSplit } | null;
+  /** `swaps`: where neurons may change places. */
+  gpu: { memory: GpuMemory; budget: number; split: GpuSplit; swaps: Swaps | null } | null;
   /** What `pi place` predicted, and for which machine; null for what is no artifact. */
   placed: (PlacementSpeed & { hardware: string }) | null;
   /** Where a trace was written, of what, and what it says of the prompt and of each layer in decoding. */
@@ -170,8 +171,14 @@ function describeDevice({ device, gpu, ...run }: DeviceRun, several: boolean): s
     const { total, ...parts } = gpu.memory;
     const each = Object.entries(parts).map(([part, bytes]) => `${part} ${formatBytes(bytes)}`);
     lines.push(`${device}: ${formatBytes(total)} of ${formatBytes(gpu.budget)}: ${each.join(", ")}`);
+    if (gpu.swaps) lines.push(`${device}: ${describeSwaps(gpu.swaps)}`);
   }
   return lines;
+}
+
+function describeSwaps({ made, stopped }: Swaps): string {
+  const ended = stopped === null ? "" : `, and no more will: ${stopped}`;
+  return `${formatNumber(made)} pairs of neurons changed places${ended}`;
 }
 
 function describePlaced({ placed }: DeviceRun): string[] {

@@ -148,13 +148,13 @@ async function measureOpened(
   const threads = threadsOf(options);
   const forecasts = await forecaster(model, { threads, kvType, tokens, contextTokens: model.kvTokens });
   const what = { modes, contexts, batches, tokens, repeats, threads, between: forecasts.probe };
-  const { speeds, peakRss, texts } = await measureSpeed(model, what, context);
+  const { speeds, peakRss, texts, swaps } = await measureSpeed(model, what, context);
   const run: DeviceRun = {
     device: gpu?.name ?? "cpu",
     loadSeconds,
     firstTokenSeconds,
     peakRss,
-    gpu: gpu ? { memory: gpu.memory, budget: gpu.budget, split: gpu.split } : null,
+    gpu: gpu ? { memory: gpu.memory, budget: gpu.budget, split: gpu.split, swaps: gpu.adapt ? swaps : null } : null,
     placed: placedFor(model),
     trace: trace === undefined || !gpu ? null : await writeTrace(trace, model, gpu, texts[0]!, what),
   };

@@ -121,8 +121,8 @@ interface Fitted {
 const ROOM = 0.01;
 
 /**
- * The steps that fit by the sizes of parts and some scratch, and then by the engine's count, which may open the device each
- * time and is asked for a few times; null where none do.
+ * The steps that fit by the sizes of parts and some scratch, and then by the engine's count, which maps the model each time
+ * and is asked for a few times; null where none do.
  */
 function fitMemory(
   steps: readonly Step[],
@@ -170,9 +170,9 @@ export function gpuOptions(
   return { ...split, vramBytes: budget, maxRows: gpuRows(config, budget), adapt };
 }
 
-/** A count of parts with what the device's context takes, whether that was counted already or not. */
-function withContext({ total, context, ...parts }: GpuMemory, contextBytes: number): GpuMemory {
-  return { ...parts, context: contextBytes, total: total - context + contextBytes };
+/** A count of parts with what the device's context takes. */
+function withContext(memory: GpuMemory, contextBytes: number): GpuMemory {
+  return { ...memory, context: contextBytes, total: memory.total + contextBytes };
 }
 
 /**

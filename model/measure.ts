@@ -72,6 +72,8 @@ export interface Measured {
   speeds: Speed[];
   /** Of this process, mapped weights included, before the limit's buffer was allocated. */
   peakRss: number;
+  /** Of all decoding, the warming up included. */
+  swaps: Swaps;
   /** What was decoded, each after its prompt. */
   texts: Int32Array[];
 }
@@ -100,6 +102,7 @@ export async function measureSpeed(model: OpenModel, options: SpeedOptions, cont
   const texts = await sampleTexts(model, Math.max(...batches), tokens, context);
   const cases = contexts.flatMap((length) => batches.map((batch) => ({ length, batch, runs: runsOf(options) })));
   const bandwidths = new Map<number, number[]>();
+  const swaps: Swaps = { made: 0, stopped: null };
   let peakRss = 0;
   // Repeat 0 warms caches and clocks, and tells how much is read.
   for (let repeat = 0; repeat <= repeats; repeat++) {
@@ -108,7 +111,7 @@ export async function measureSpeed(model: OpenModel, options: SpeedOptions, cont
       const sequences = texts.slice(0, batch).map((text) => withContext(text, length, tokens));
       const prefillSeconds = await prefill(model, sequences, length);
       for (const [mode, samples] of runs) {
-        const run = { prefillSeconds, ...(await decode(model, sequences, length, mode)) };
+        const run = { prefillSeconds, ...(await decode(model, sequences, length, mode, swaps)) };
         if (repeat > 0) samples.push(run);
         else bandwidths.set(await bufferFor(run, batch), []);
       }
@@ -128,7 +131,7 @@ export async function measureSpeed(model: OpenModel, options: SpeedOptions, cont
       speeds.push(summarise(samples, { device, mode, context: length, batch }, tokens, bufferBytes, bandwidth));
     }
   }
-  return { speeds, peakRss, texts };
+  return { speeds, peakRss, texts, swaps };
 }
 
 /** Computes the first token after the beginning of a text. */
@@ -138,6 +141,12 @@ export async function firstToken(model: OpenModel): Promise<number> {
 }
 
 const runsOf = ({ modes }: SpeedOptions) => new Map(modes.map((mode) => [mode, [] as Run[]]));
+
+/** With `--adapt`: pairs of neurons that changed places while texts were decoded, and why no more will where something went wrong. */
+export interface Swaps {
+  made: number;
+  stopped: string | null;
+}
 
 /** One prefill and the decoding after it. */
 interface Run {
@@ -188,14 +197,22 @@ async function prefill(model: OpenModel, texts: readonly Int32Array[], length: n
   });
 }
 
-/** Decodes what follows `length` tokens of all texts together. */
-async function decode(model: OpenModel, texts: readonly Int32Array[], length: number, mode: FfnMode) {
+/** Decodes what follows `length` tokens of all texts together, and adds to `swaps`. */
+async function decode(
+  model: OpenModel,
+  texts: readonly Int32Array[],
+  length: number,
+  mode: FfnMode,
+  swaps: Swaps = { made: 0, stopped: null },
+) {
   const sequences = [...texts.keys()];
   model.engine.resetStats();
   const decodeSeconds = await timed(async () => {
     for (let at = length; at < texts[0]!.length; at++) await step(model, texts, { sequences, at, rows: 1, mode });
   });
   const { rows, bytes: sums, partSeconds, gpu } = model.engine.stats();
+  swaps.made += gpu?.swaps ?? 0;
+  swaps.stopped = gpu?.swapsStopped ?? null;
   const bytes = mapValues(sums, (sum) => sum / rows);
   const steps = texts[0]!.length - length;
   const rest = decodeSeconds - totalOf(partSeconds);

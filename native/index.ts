@@ -369,7 +369,7 @@ export interface Binding {
   device(): DeviceReport;
   /** Measures the GPU with `bytes` of its memory, or what is free. Rejects where there is none. */
   probeDevice(bytes: number): Promise<DeviceMeasurement>;
-  /** What `openEngine` would take of device memory for `options.gpu`. Arithmetic alone: needs no GPU, and `context` is 0 without. */
+  /** What `openEngine` would take of device memory for `options.gpu`, but for the context (`device()` says what that takes). Arithmetic alone. */
   gpuMemory(options: OpenOptions): GpuMemory;
   createTrainer(options: TrainerOptions): PredictorTrainer;
   /**

@@ -407,7 +407,7 @@ void register_engine(Napi::Env env, Napi::Object exports) {
                 if (!info[0].IsObject()) fail(info.Env(), "options: expected an object");
                 const EngineOptions options = read_engine_options(info[0].As<Napi::Object>());
                 try {
-                  return memory_object(info.Env(), gpu_memory(options));
+                  return memory_object(info.Env(), gpu_memory(options, 0));
                 } catch (const std::exception& error) {
                   throw Napi::Error::New(info.Env(), error.what());
                 }

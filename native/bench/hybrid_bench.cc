@@ -80,11 +80,14 @@ GpuOptions split_of(const PlantedShape& shape, int amount, const Arguments& a) {
 
 // As much as fits into the budget.
 GpuOptions fitting_split(const PlantedShape& shape, EngineOptions options, size_t budget, const Arguments& a) {
+  const cuda::Opened opened = cuda::open_device();
+  if (!opened.device) throw std::runtime_error("no device: " + opened.reason);
+  const size_t context = opened.device->info().context_bytes;
   int low = 0, high = shape.n_layers + 1 + shape.n_neurons + 1;  // low fits, high is one too many
   while (high - low > 1) {
     const int middle = (low + high) / 2;
     options.gpu = split_of(shape, middle, a);
-    (gpu_memory(options).total() <= budget ? low : high) = middle;
+    (gpu_memory(options, context).total() <= budget ? low : high) = middle;
   }
   GpuOptions gpu = split_of(shape, low, a);
   gpu.vram_bytes = budget;

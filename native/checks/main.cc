@@ -40,6 +40,7 @@ int run_all(const std::vector<std::string>& words) {
     ++ran;
     const std::string problem = run(entry);
     std::printf("%s %s%s%s\n", problem.empty() ? "ok" : "FAIL", entry.name.c_str(), problem.empty() ? "" : ": ", problem.c_str());
+    std::fflush(stdout);  // should the next one never end
     failed += problem.empty() ? 0 : 1;
   }
   if (ran == 0) std::printf("FAIL no check has such a name\n");

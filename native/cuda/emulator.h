@@ -4,8 +4,8 @@
 //
 // What would hang or be undefined on a GPU is an error of the queue instead, naming kernel and block: a barrier or warp
 // operation that not all live threads reach, or reach at different lines; writes beyond shared memory; a full stack. A
-// launch that a GPU refuses, of a block too large or too much shared memory, does not come into the queue. Lanes run in the order of their numbers, or, with PI_EMULATOR_SEED, in a random one:
-// results must be the same.
+// launch that a GPU refuses, of a block too large or too much shared memory, does not come into the queue. Lanes and blocks
+// run in the order of their numbers, or, with PI_EMULATOR_SEED, in a random one: results must be the same.
 #pragma once
 
 #include <algorithm>

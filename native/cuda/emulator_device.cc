@@ -26,9 +26,14 @@ constexpr size_t kTotalBytes = size_t{4} << 30;
 // About as many as a stream of CUDA holds before a launch waits for room.
 constexpr size_t kQueueLaunches = 1000;
 
-uint64_t setting(const char* name, uint64_t otherwise) {
+std::string text_setting(const char* name) {
   const char* const text = std::getenv(name);
-  return text != nullptr && *text != '\0' ? std::strtoull(text, nullptr, 10) : otherwise;
+  return text != nullptr ? text : "";
+}
+
+uint64_t setting(const char* name, uint64_t otherwise) {
+  const std::string text = text_setting(name);
+  return text.empty() ? otherwise : std::strtoull(text.c_str(), nullptr, 10);
 }
 
 // Of all devices of the process, for they stand for one.
@@ -67,7 +72,7 @@ class EmulatedProgram final : public Program {
 
 class EmulatedDevice final : public Device {
  public:
-  explicit EmulatedDevice(const Kernels& kernels) : kernels_(kernels), seed_(setting("PI_EMULATOR_SEED", 0)), failing_(setting("PI_EMULATOR_FAIL", 0)) {
+  explicit EmulatedDevice(const Kernels& kernels) : kernels_(kernels), seed_(setting("PI_EMULATOR_SEED", 0)), failing_(text_setting("PI_EMULATOR_FAIL")) {
     info_.name = "emulated device";
     info_.backend = "emulated";
     info_.compute_major = 7;
@@ -189,7 +194,8 @@ class EmulatedDevice final : public Device {
     push(Queue::kCompute, [this, launch = std::make_shared<const Launch>(std::move(launch))](Grid& grid) {
       static std::mutex one_at_a_time;  // of all devices
       const std::lock_guard lock(one_at_a_time);
-      const std::string wrong = ++launched_ == failing_ ? std::string("kernel ") + launch->kernel + ": fails, as PI_EMULATOR_FAIL says" : grid.run(*launch);
+      const bool fails = std::to_string(++launched_) == failing_ || launch->kernel == failing_;
+      const std::string wrong = fails ? std::string("kernel ") + launch->kernel + ": fails, as PI_EMULATOR_FAIL says" : grid.run(*launch);
       if (!wrong.empty()) fault_.set(wrong);
     });
   }
@@ -224,7 +230,9 @@ class EmulatedDevice final : public Device {
 
   const Kernels& kernels_;
   DeviceInfo info_;
-  uint64_t seed_, failing_, launched_ = 0;  // kernels, on the queue's thread
+  uint64_t seed_;
+  std::string failing_;
+  uint64_t launched_ = 0;  // kernels, on the queue's thread
   uint64_t refusing_ = setting("PI_EMULATOR_REFUSE", 0), asked_ = 0;
   std::string refused_;  // the first launch that was, until somebody asks
   Fault fault_;

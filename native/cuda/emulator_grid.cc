@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <cstring>
+#include <numeric>
 #include <thread>
 
 namespace pi::cuda::emulator {
@@ -76,7 +77,7 @@ std::string Grid::run(const Launch& launch) {
   here.grid_dim = launch.grid;
   grid = this;
   error_.clear();
-  block_ = 0;
+  order_blocks();
   begin_block();
   running_ = &home_;
   enter(free_fiber());
@@ -87,10 +88,21 @@ std::string Grid::run(const Launch& launch) {
   return error_;
 }
 
+// Those of a launch run in no order on a GPU: with a seed, from any of them on in steps that reach each once.
+void Grid::order_blocks() {
+  block_ = first_ = 0;
+  stride_ = 1;
+  if (random_ == 0) return;
+  first_ = next_random() % blocks_;
+  do {
+    stride_ = 1 + next_random() % blocks_;
+  } while (std::gcd(stride_, blocks_) != 1);
+}
+
 // Prepares block `block_`; false where there is none.
 bool Grid::begin_block() {
   if (block_ == blocks_) return false;
-  here.block = place(block_, launch_->grid);
+  here.block = place((first_ + block_ * stride_) % blocks_, launch_->grid);
   if (launch_->shared_bytes > 0) {
     uint8_t* const data = shared_.data();
     std::memset(data, kGuardByte, kGuard);

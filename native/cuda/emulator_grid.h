@@ -56,14 +56,15 @@ class Grid {
     Fiber* fiber = nullptr;  // null until it begins
   };
 
-  static void fiber_main();
-  void run_lanes();
+  PI_UNCOUNTED static void fiber_main();
+  PI_UNCOUNTED void run_lanes();
+  void order_blocks();
   bool begin_block();
   void end_lane();
   void show_lane();
   void end_block();
   bool pick();
-  void enter(Fiber& fiber);
+  PI_UNCOUNTED void enter(Fiber& fiber);
   void wait();
   void open_barrier();
   void open_warp(Warp& warp);
@@ -79,7 +80,8 @@ class Grid {
   uint64_t random_;
 
   const Launch* launch_ = nullptr;
-  uint64_t block_ = 0, blocks_ = 0;  // of the launch, counted along x, y, z
+  uint64_t block_ = 0, blocks_ = 0;  // of the launch; which of them it is, counted along x, y, z, says
+  uint64_t first_ = 0, stride_ = 1;  // (first_ + block_ * stride_) % blocks_
   int threads_ = 0, n_warps_ = 0, live_ = 0;
   std::vector<Warp> warps_;
   std::vector<Lane> lanes_;

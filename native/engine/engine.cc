@@ -446,7 +446,11 @@ void Engine::set_tracing(bool on) {
 }
 
 const EngineStats& Engine::stats() {
-  if (gpu_) gpu_->collect(stats_.gpu, stats_.layers);
+  try {
+    if (gpu_) gpu_->collect(stats_.gpu, stats_.layers);
+  } catch (const std::runtime_error&) {
+    // It tells nothing any more; every step says why.
+  }
   if (replacement_) stats_.gpu.swaps_stopped = replacement_->stopped();
   return stats_;
 }

@@ -62,6 +62,8 @@ struct EngineOptions {
 
 // What the options' split would take of the device that is there, or of any where none is. Throws as the engine does.
 GpuMemory gpu_memory(const EngineOptions& options);
+// The same of a device whose context takes `context_bytes`; opens none.
+GpuMemory gpu_memory(const EngineOptions& options, size_t context_bytes);
 
 // Not thread-safe. Holds no global state: any number of engines may live side by side.
 class Engine {
@@ -92,9 +94,16 @@ class Engine {
   void swap_neurons(std::span<const LayerSwap> swaps);
   std::vector<TraceSpan> take_trace() { return trace_.take(); }
   const ActivationCounts& activation_counts(int layer) const { return counts_[layer]; }
+  // Of a GPU that failed, what it had told until then.
   const EngineStats& stats();
   void reset_stats();
   size_t allocated_bytes() const;
+
+  // Some of a step's rows of decoding, and some of its prompts.
+  struct Piece {
+    int decode, n_decode;  // first and number
+    int prompt, n_prompt;
+  };
 
  private:
   // The batch's rows in the order the engine works in: those of decoding, then those of prefill. [n]
@@ -106,8 +115,8 @@ class Engine {
     std::vector<std::pair<int, int>> runs;  // first row and number of a few neighbours of one sequence
     void set(const Batch& batch);
     void find_runs();
-    // Rows [begin, begin + count) alone, and which of the outputs are theirs.
-    Rows piece(int begin, int count, std::vector<int>& which) const;
+    // Those rows alone, and which of the outputs are theirs.
+    Rows piece(const Piece& of, std::vector<int>& which) const;
   };
 
   void rotate_positions();
@@ -155,6 +164,7 @@ class Engine {
 
   std::unique_ptr<GpuHalf> gpu_;
   std::unique_ptr<Replacement> replacement_;
+  std::string lost_;                        // why nobody knows which neurons are where; empty: they are known
   std::vector<int> kv_layer_;               // where a layer's keys and values are in kv_
   std::vector<LayerWeights> cold_;          // the host's part of each layer's FFN
   Buffer<float> step_logits_;               // of steps that are cut

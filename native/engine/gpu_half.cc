@@ -49,10 +49,10 @@ GpuMemory affordable(const GpuMemory& memory, const GpuOptions& options) {
 
 }  // namespace
 
-GpuMemory gpu_memory(const GpuModelView& model, const GpuOptions& options, const cuda::DeviceInfo* device) {
+GpuMemory gpu_memory(const GpuModelView& model, const GpuOptions& options, size_t context_bytes) {
   cuda::Arena counting;
   place(model, checked(options, model.config, model.weights), counting);
-  return {counting.used(Use::kWeights), counting.used(Use::kPredictors), counting.used(Use::kKv), counting.used(Use::kScratch), device ? device->context_bytes : 0};
+  return {counting.used(Use::kWeights), counting.used(Use::kPredictors), counting.used(Use::kKv), counting.used(Use::kScratch), context_bytes};
 }
 
 DeviceMemory::DeviceMemory(std::shared_ptr<cuda::Device> on, size_t size) : device(std::move(on)), bytes(size) {
@@ -83,7 +83,7 @@ GpuHalf::GpuHalf(std::shared_ptr<cuda::Device> device, const GpuModelView& model
       options_(std::move(options)),
       kv_(model.kv),
       max_position_(model.max_position),
-      memory_(affordable(gpu_memory(model, options_, &device_->info()), options_)),
+      memory_(affordable(gpu_memory(model, options_, device_->info().context_bytes), options_)),
       memory_block_(device_, memory_.total() - memory_.context),
       arena_(memory_block_.data, memory_block_.bytes),
       layout_(c_, model.weights, options_, kv_, max_position_, arena_),

@@ -41,8 +41,8 @@ struct GpuModelView {
   int max_position;
 };
 
-// What a split would take of a device; without one its context counts 0.
-GpuMemory gpu_memory(const GpuModelView& model, const GpuOptions& options, const cuda::DeviceInfo* device);
+// What a split would take of a device.
+GpuMemory gpu_memory(const GpuModelView& model, const GpuOptions& options, size_t context_bytes);
 
 // Device memory that goes with its owner.
 struct DeviceMemory {

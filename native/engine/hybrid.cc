@@ -9,34 +9,36 @@
 namespace pi {
 namespace {
 
-// What is wanted of a step beside a GPU, a piece at a time: at most kDecodeRows of decoding, max_rows in all.
-struct Piece {
-  int begin, count;
-};
+using Piece = Engine::Piece;
 
+// What is wanted of a step beside a GPU, a piece at a time: at most kDecodeRows of decoding, max_rows in all. Prompts come
+// first: what a sequence has after its prompt may be in the same step, when it lost its keys and values, and reads them.
 std::vector<Piece> pieces(int rows, int decode, int max_rows) {
   const int most = std::min(kDecodeRows, max_rows);
   std::vector<Piece> out;
-  for (int at = 0; at < decode; at += most) out.push_back({at, std::min(most, decode - at)});
-  int at = decode;
-  if (!out.empty() && at < rows) {  // prompts fill the last one up
-    const int room = std::min(max_rows - out.back().count, rows - at);
-    out.back().count += room;
-    at += room;
+  for (int at = decode; at < rows; at += max_rows) out.push_back({0, 0, at, std::min(max_rows, rows - at)});
+  int at = 0;
+  if (!out.empty()) {  // decoding fills the last one up
+    out.back().n_decode = std::min({most, max_rows - out.back().n_prompt, decode});
+    at = out.back().n_decode;
   }
-  for (; at < rows; at += max_rows) out.push_back({at, std::min(max_rows, rows - at)});
+  for (; at < decode; at += most) out.push_back({at, std::min(most, decode - at), rows, 0});
   return out;
 }
 
 }  // namespace
 
 GpuMemory gpu_memory(const EngineOptions& options) {
+  const cuda::Opened opened = cuda::open_device();
+  return gpu_memory(options, opened.device ? opened.device->info().context_bytes : 0);
+}
+
+GpuMemory gpu_memory(const EngineOptions& options, size_t context_bytes) {
   std::vector<MappedFile> files;
   for (const std::string& path : options.files) files.emplace_back(path);
   const ModelWeights weights = bind_weights(options.config, files, options.tensors);
-  const cuda::Opened opened = cuda::open_device();
   const int positions = std::min(options.kv_blocks * KvCache::kBlockTokens, options.config.max_positions);
-  return gpu_memory({options.config, weights, {options.kv_blocks, options.kv_type}, positions}, options.gpu, opened.device ? &opened.device->info() : nullptr);
+  return gpu_memory({options.config, weights, {options.kv_blocks, options.kv_type}, positions}, options.gpu, context_bytes);
 }
 
 void Engine::open_gpu(GpuOptions options, KvShape kv) {
@@ -64,17 +66,22 @@ void Engine::swap_neurons(std::span<const LayerSwap> swaps) {
   stats_.gpu.swaps += swaps.size();
 }
 
-Engine::Rows Engine::Rows::piece(int begin, int count, std::vector<int>& which) const {
+Engine::Rows Engine::Rows::piece(const Piece& of, std::vector<int>& which) const {
   Rows out;
-  out.n = count;
-  out.n_decode = std::clamp(n_decode - begin, 0, count);
-  const auto cut = [&](const auto& from, auto& to) { to.assign(from.begin() + begin, from.begin() + begin + count); };
+  out.n = of.n_decode + of.n_prompt;
+  out.n_decode = of.n_decode;
+  const auto cut = [&](const auto& from, auto& to) {
+    to.assign(from.begin() + of.decode, from.begin() + of.decode + of.n_decode);
+    to.insert(to.end(), from.begin() + of.prompt, from.begin() + of.prompt + of.n_prompt);
+  };
   cut(tokens, out.tokens), cut(positions, out.positions), cut(blocks, out.blocks), cut(modes, out.modes);
   out.find_runs();
   which.clear();
   for (size_t i = 0; i < outputs.size(); ++i) {
-    if (outputs[i] < begin || outputs[i] >= begin + count) continue;
-    out.outputs.push_back(outputs[i] - begin);
+    const int decoded = outputs[i] - of.decode, prompted = outputs[i] - of.prompt;
+    const bool decodes = decoded >= 0 && decoded < of.n_decode;
+    if (!decodes && (prompted < 0 || prompted >= of.n_prompt)) continue;
+    out.outputs.push_back(decodes ? decoded : of.n_decode + prompted);
     which.push_back(static_cast<int>(i));
   }
   return out;
@@ -91,7 +98,7 @@ void Engine::step_beside_gpu(const Batch& batch, StepOutput& out) {
   if (cut.size() > 1 && !choosing) grow(step_logits_, size_t(batch.n_outputs) * c_.vocab);
   for (const Piece& piece : cut) {
     std::vector<int> which;
-    rows_ = all.piece(piece.begin, piece.count, which);
+    rows_ = all.piece(piece, which);
     std::vector<cuda::Draw> draws;
     for (size_t i = 0; choosing && i < which.size(); ++i) {
       const Choice& choice = batch.choices[which[i]];
@@ -111,14 +118,19 @@ void Engine::step_beside_gpu(const Batch& batch, StepOutput& out) {
 }
 
 void Engine::forward_beside_gpu(std::span<const cuda::Draw> draws) {
+  if (!lost_.empty()) throw std::runtime_error("GPU: a step failed in which neurons changed places, open the model again: " + lost_);
   reserve();
-  if (replacement_) stats_.gpu.swaps += replacement_->between_steps();
+  int swaps = 0;
   try {
+    if (replacement_) swaps = replacement_->between_steps();
+    stats_.gpu.swaps += swaps;
     gpu_->start({rows_.n, rows_.n_decode, rows_.positions, rows_.blocks, rows_.modes, rows_.outputs, Executor{pool_.get()}, draws});
     walk_beside_gpu();
     gpu_->finish();
-  } catch (...) {
+  } catch (const std::exception& error) {
     gpu_->abandon();
+    if (replacement_) replacement_->give_up(error.what());
+    if (swaps > 0) lost_ = error.what();
     throw;
   }
 }

@@ -180,6 +180,13 @@ void Replacement::swap(std::span<const LayerSwap> swaps) {
   }
 }
 
+void Replacement::give_up(const std::string& why) {
+  const std::lock_guard lock(mutex_);
+  if (stage_ == Stage::kStopped) return;
+  stage_ = Stage::kStopped;
+  stopped_ = why;
+}
+
 std::string Replacement::stopped() const {
   const std::lock_guard lock(mutex_);
   return stopped_;
@@ -193,7 +200,7 @@ Replacement::Stage Replacement::stage() const {
 void Replacement::set_stage(Stage stage) {
   {
     const std::lock_guard lock(mutex_);
-    stage_ = stage;
+    if (stage_ != Stage::kStopped) stage_ = stage;
   }
   changed_.notify_all();
 }
@@ -210,11 +217,7 @@ void Replacement::work(const std::stop_token& stop) {
       if (std::exchange(window_closed_, false)) plan();
       set_stage(pack_next() ? Stage::kPacked : Stage::kCounting);
     } catch (const std::exception& error) {
-      {
-        const std::lock_guard lock(mutex_);
-        stopped_ = error.what();
-      }
-      set_stage(Stage::kStopped);
+      give_up(error.what());
     }
   }
 }

@@ -54,6 +54,8 @@ class Replacement {
   int between_steps();
   // The same with these swaps, at once. They name no position twice. Throws where that cannot be.
   void swap(std::span<const LayerSwap> swaps);
+  // Leaves what is under way where it is, for ever: a step failed, and who knows what the device still does.
+  void give_up(const std::string& why);
   // Why no more neurons will change places; empty: they will.
   std::string stopped() const;
 

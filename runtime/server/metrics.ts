@@ -1,4 +1,5 @@
 import { Counter, Gauge, Histogram, Registry } from "prom-client";
+import type { GpuUse } from "../../model/device.ts";
 import type { Generation, GenerationObserver } from "../generate.ts";
 import type { SchedulerStats } from "../scheduler.ts";
 
@@ -80,6 +81,16 @@ export class Metrics implements GenerationObserver {
   end({ finishReason, prompt }: Generation): void {
     this.#promptTokens.inc(prompt.length);
     this.#ended.inc({ reason: finishReason ?? "error" });
+  }
+
+  /** The model has this of a GPU. */
+  gpu({ memory, budget }: GpuUse): void {
+    const registers = [this.#registry];
+    const { total: _, ...parts } = memory;
+    const help = "GPU memory that the model takes, by part";
+    const taken = new Gauge({ name: "pi_gpu_memory_bytes", help, labelNames: ["part"], registers });
+    for (const [part, bytes] of Object.entries(parts)) taken.set({ part }, bytes);
+    new Gauge({ name: "pi_gpu_memory_budget_bytes", help: "GPU memory that it may take", registers }).set(budget);
   }
 
   response(status: number): void {

@@ -83,6 +83,8 @@ export class Server {
   ready(session: Session): void {
     this.#session = session;
     this.#logprobs = new LogprobWriter(session.model);
+    const { gpu } = session.model.open.device;
+    if (gpu) this.#metrics.gpu(gpu);
   }
 
   /** Refuses new requests, waits for those begun at most `timeoutMs`, then cancels them and stops listening. */

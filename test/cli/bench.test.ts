@@ -3,6 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { ForecastSpeed } from "../../cli/bench-forecast.ts";
+import type { Swaps } from "../../model/measure.ts";
 import type { LayerTrace } from "../../model/trace.ts";
 import type { GpuMemory } from "../../native/index.ts";
 import { budgetFor, CONFIG, FAST_GPU, writePlaced } from "../place/working-dir.ts";
@@ -26,7 +27,7 @@ interface Report {
     firstTokenSeconds: number;
     peakRss: number;
     placed: { tokensPerSecond: number; hardware: string } | null;
-    gpu: { memory: GpuMemory; budget: number } | null;
+    gpu: { memory: GpuMemory; budget: number; swaps: Swaps | null } | null;
     trace: { path: string; prompt: { seconds: number; streamedBytes: number }; layers: LayerTrace[] } | null;
   }[];
 }
@@ -101,10 +102,12 @@ describe("pi bench", () => {
     expect(stdout).toMatch(/^loaded and verified in .*, first token after .*, peak memory /m);
   });
 
-  test("measures CPU and GPU in one run, with the GPU's share, memory by part, a trace and what was predicted", async () => {
+  test("measures CPU and GPU in one run, with the GPU's share, memory by part, swaps, a trace and what was predicted", async () => {
     const vram = 2 ** 24 + (await budgetFor(at("model"), 0.8, 256));
     const devices = ["--device", "cpu", "gpu", "--vram", String(vram), "--trace", at("trace.json")];
-    const args = ["bench", at("x.pi"), ...devices, "--mode", "predictor", "--context", "50", ...SHORT];
+    // Long enough that neurons change places.
+    const long = ["--adapt", "--tokens", "100", "--repeats", "1", "--threads", "1"];
+    const args = ["bench", at("x.pi"), ...devices, "--mode", "predictor", "--context", "50", ...long];
     const emulated = { PI_DEVICE: "emulated" };
     const { code, stdout, stderr } = await pi([...args, "--json"], emulated);
     expect([code, stderr]).toEqual([
@@ -124,7 +127,9 @@ describe("pi bench", () => {
     expect(gpu!.predictedTokensPerSecond).toBeGreaterThan(0);
     expect(gpu!.predictedKernels).toEqual({ count: gpu!.gpu!.kernels, seconds: expect.any(Number) as number });
     expect(gpu!.predictedKernels!.seconds).toBeGreaterThan(0);
-    const { memory, budget } = runs[1]!.gpu!;
+    const { memory, budget, swaps } = runs[1]!.gpu!;
+    expect(swaps).toEqual({ made: expect.any(Number) as number, stopped: null });
+    expect(swaps!.made).toBeGreaterThan(0);
     const { total, ...parts } = memory;
     expect(total).toBe(Object.values(parts).reduce((a, b) => a + b));
     expect([budget, total <= budget]).toEqual([vram, true]);
@@ -144,7 +149,7 @@ describe("pi bench", () => {
     expect(trace.traceEvents.filter(({ name }) => name === "stream").length).toBeGreaterThan(1);
     const threads = new Set(trace.traceEvents.filter(({ ph }) => ph === "X").map(({ tid }) => tid));
     expect([...threads].sort()).toEqual([1, 2]);
-  });
+  }, 180_000);
 
   test("refuses a trace of the CPU alone, and a GPU that is not there", async () => {
     const none = await inProcess(["bench", at("x.pi"), "--device", "cpu", "--trace", at("no.json"), ...SHORT]);

@@ -179,6 +179,16 @@ describe("the memory promise", () => {
     expect((await opened(at("x.pi"))).missing).toMatch(/^expected at least \d+ bytes of GPU memory .* got 16778216/);
   });
 
+  it("opens with just the bytes that a refusal names, and with one less says so again", async () => {
+    card(2 ** 33);
+    const error = (await opened(at("x.pi"), { vram: 2e6 }).catch((refusal: unknown) => refusal)) as Error;
+    const least = Number(/expected at least (\d+) bytes/.exec(error.message)![1]);
+    const { gpu } = await opened(at("x.pi"), { vram: least });
+    expect(gpu!.memory.total).toBeLessThanOrEqual(least);
+    const again = new RegExp(`expected at least ${least} bytes of GPU memory .*, got ${least - 1} `);
+    await refused(at("x.pi"), { vram: least - 1 }, "E_VRAM", again);
+  });
+
   it("survives that the memory goes to somebody else between counting and taking it", async () => {
     // The device has less than it said.
     const free = 2 ** 20;
@@ -261,6 +271,7 @@ describe("sizes of parts", () => {
         const summed = sumParts(split, parts, 0);
         if (isEmpty(split)) continue;
         expect(counted.kv).toBe(summed.kv);
+        expect(counted.context).toBe(0);
         for (const part of ["weights", "predictors"] as const) {
           expect(counted[part]).toBeGreaterThanOrEqual(summed[part]);
           // A tensor's rounding at most.

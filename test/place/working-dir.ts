@@ -68,15 +68,17 @@ export interface WorkingDirOptions {
   seed?: number;
   config?: ModelConfig;
   predictors?: boolean;
+  /** Predictors that call one neuron in three active, always the same, with no score near the threshold. */
+  decided?: boolean;
 }
 
 export async function writeWorkingDir(dir: string, options: WorkingDirOptions = {}): Promise<void> {
-  const { seed = 1, config = CONFIG, predictors = true } = options;
+  const { seed = 1, config = CONFIG, predictors = true, decided = false } = options;
   await mkdir(dir, { recursive: true });
   await writeTinyModel(dir, { seed, config });
   const { weights } = await readModelFile(dir);
   await writeFile(activationsPath(dir), encodeActivations(makeActivations(config, weights)));
-  if (predictors) await writePredictors(dir, config, weights);
+  if (predictors) await writePredictors(dir, config, weights, decided);
 }
 
 export function makeActivations({ nLayers, nNeurons }: ModelConfig, weights: string): Activations {
@@ -88,7 +90,7 @@ export function makeActivations({ nLayers, nNeurons }: ModelConfig, weights: str
   return { layers, nNeurons, tokens: TOKENS, heldoutTokens: 0, sampleRate: 0, corpora: [], provenance: origin };
 }
 
-async function writePredictors(dir: string, config: ModelConfig, weights: string): Promise<void> {
+async function writePredictors(dir: string, config: ModelConfig, weights: string, decided: boolean): Promise<void> {
   const tensors = Array.from({ length: config.nLayers }, (_, layer) => predictorSpecs(config, layer, RANK))
     .flat()
     .map(({ name, shape }) => ({ name, shape, dtype: "f32" as const }));
@@ -119,16 +121,18 @@ async function writePredictors(dir: string, config: ModelConfig, weights: string
         },
         provenance: provenance("train-predictor", {}, { model: weights, activations }),
       }),
-    produce: ({ shape }) => {
-      const values = Float32Array.from({ length: shape.reduce((a, b) => a * b, 1) }, normal);
+    produce: ({ name, shape }) => {
+      const decide = decided && name.endsWith("fc2.bias");
+      const value = (i: number): number => (decide ? 1e6 * (i % 3 === 0 ? 1 : -1) : normal());
+      const values = Float32Array.from({ length: shape.reduce((a, b) => a * b, 1) }, (_, i) => value(i));
       return Promise.resolve(new Uint8Array(values.buffer));
     },
   });
 }
 
 /** {@link writeWorkingDir} into `dir/model`, placed as `dir/x.pi` for `dir/hardware.json` ({@link FAST_GPU}) with about half on the GPU. */
-export async function writePlaced(dir: string): Promise<void> {
-  await writeWorkingDir(join(dir, "model"));
+export async function writePlaced(dir: string, model: WorkingDirOptions = {}): Promise<void> {
+  await writeWorkingDir(join(dir, "model"), model);
   const hardware = join(dir, "hardware.json");
   await writeFile(hardware, JSON.stringify(FAST_GPU));
   const vram = await budgetFor(join(dir, "model"), 0.5);

@@ -1,5 +1,6 @@
 import { setImmediate, setTimeout } from "node:timers/promises";
 import type { ModelConfig } from "../../model/config.ts";
+import type { DeviceUse } from "../../model/device.ts";
 import type { OpenModel } from "../../model/open.ts";
 import type { Tokenizer } from "../../model/tokenizer.ts";
 import { type Choice, type Engine, FFN_MODE, KV_BLOCK, type StepBatch, type StepResult } from "../../native/index.ts";
@@ -189,11 +190,12 @@ export interface FakeOptions {
   context?: number;
   delayMs?: number;
   vocabSize?: number;
+  device?: DeviceUse;
 }
 
 /** A model around a fake engine; `context` is in tokens, `kvBlocks` of cache for all sequences. */
 export function fakeModel(options: FakeOptions = {}) {
-  const { script = hashScript, kvBlocks = 64, context = 512, delayMs = 0, vocabSize = VOCAB } = options;
+  const { script = hashScript, kvBlocks = 64, context = 512, delayMs = 0, vocabSize = VOCAB, device = {} } = options;
   const engine = new FakeEngine(kvBlocks, script, delayMs);
   const config = { maxPositions: context, vocabSize, eosTokens: [EOS] } as unknown as ModelConfig;
   const open = {
@@ -204,7 +206,7 @@ export function fakeModel(options: FakeOptions = {}) {
     name: "fake",
     defaultMode: "exact",
     kvTokens: kvBlocks * KV_BLOCK,
-    device: {},
+    device,
     textFile: () => Promise.resolve(undefined),
     close: () => engine.close(),
   } as unknown as OpenModel;

@@ -189,7 +189,7 @@ __global__ void nothing(Args) {}
 const Check misuse("emulator: what would hang or be undefined is an error that names kernel and block", [] {
   int out = 0;
   for (const std::string& wrong : {
-           expect_error(run(half_a_barrier, dim3(2), dim3(64)), {"kernel", "block (0, 0, 0)", "not all threads", "24 of 32 lanes of warp 1", "barrier"}),
+           expect_error(run(half_a_barrier, dim3(1), dim3(64)), {"kernel", "block (0, 0, 0)", "not all threads", "24 of 32 lanes of warp 1", "barrier"}),
            expect_error(run(two_barriers, dim3(1), dim3(64)), {"different barriers"}),
            expect_error(run(two_exchanges, dim3(1), dim3(32)), {"__syncwarp", "a vote"}),
            expect_error(run(half_a_mask, dim3(1), dim3(32)), {"some lanes only"}),
@@ -214,14 +214,22 @@ __global__ void racing(Args a) {
   a.out[i] = values[63 - i];
 }
 
-const Check order("emulator: a missing barrier shows in some order of lanes, a right kernel is the same in all", [] {
-  bool differs = false;
+// Counts blocks, and says whether the last one that there is came last.
+__global__ void assume_order(Args a) {
+  if (threadIdx.x != 0) return;
+  const int before = atomicAdd(a.out, 1);
+  if (blockIdx.x == gridDim.x - 1) a.out[1] = before;
+}
+
+const Check order("emulator: a missing barrier shows in some order of lanes or blocks, a right kernel is the same in all", [] {
+  bool differs = false, blocks_differ = false;
   for (const char* seed : {"0", "1", "2", "3"}) {
     const char* const before = std::getenv("PI_EMULATOR_SEED");
     const std::string kept = before != nullptr ? before : "";
     ::setenv("PI_EMULATOR_SEED", seed, 1);
-    std::vector<int> out(64), sum(1);
-    const std::string error = run(racing, dim3(1), dim3(64), 256, {out.data()}) + run(block_sum, dim3(1), dim3(1024), 4096, {sum.data()});
+    std::vector<int> out(64), sum(1), blocks(2);
+    const std::string error = run(racing, dim3(1), dim3(64), 256, {out.data()}) + run(block_sum, dim3(1), dim3(1024), 4096, {sum.data()}) +
+                              run(assume_order, dim3(12), dim3(32), 0, {blocks.data()});
     if (kept.empty()) {
       ::unsetenv("PI_EMULATOR_SEED");
     } else {
@@ -230,8 +238,10 @@ const Check order("emulator: a missing barrier shows in some order of lanes, a r
     if (!error.empty()) return error;
     for (int i = 0; i < 64; ++i) differs = differs || out[i] != 63 - i;
     if (sum[0] != 1023 * 512) return expect_equal("sum", 1023 * 512, sum[0]);
+    if (blocks[0] != 12) return expect_equal("blocks", 12, blocks[0]);
+    blocks_differ = blocks_differ || blocks[1] != 11;
   }
-  return std::string(differs ? "" : "no order showed it");
+  return std::string(differs && blocks_differ ? "" : "no order showed it");
 });
 
 // ----------------------------------------------------------------------------------------------------- memory and queues

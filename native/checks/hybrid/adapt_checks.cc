@@ -11,13 +11,6 @@
 namespace pi::checks {
 namespace {
 
-EngineOptions adapting(const TinyModel& model, double part, unsigned where) {
-  EngineOptions options = model.options();
-  options.gpu = share(model.shape(), part, where);
-  options.gpu.adapt = true;
-  return options;
-}
-
 // `n` pairs of every layer, no position twice.
 std::vector<LayerSwap> random_swaps(const EngineOptions& options, int n, uint32_t seed) {
   std::mt19937 random(seed);
@@ -32,12 +25,6 @@ std::vector<LayerSwap> random_swaps(const EngineOptions& options, int n, uint32_
     for (int i = 0; i < n; ++i) out.push_back({static_cast<int>(layer), {here[i], there[i]}});
   }
   return out;
-}
-
-Rows decoding(int first, int n, FfnMode mode) {
-  Rows rows;
-  for (int i = 0; i < n; ++i) rows.add(0, first + i, mode);
-  return rows;
 }
 
 // A sequence that goes on while neurons change places, step by step, and prompts before and after.
@@ -108,11 +95,6 @@ const Check there_and_back("adapt: there and back gives the same bits, and the f
   }
   return std::string();
 });
-
-// For many steps.
-Shape small() {
-  return {.dim = 32, .n_layers = 2, .n_heads = 2, .n_kv_heads = 1, .head_dim = 16, .n_neurons = 100, .rank = 16};
-}
 
 // Of the neurons that a step's rows ask for, those on the GPU.
 double gpu_share(Engine& engine, const Rows& rows) {

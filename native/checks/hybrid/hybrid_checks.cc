@@ -1,10 +1,10 @@
 // A model split between CPU and GPU against the same model on the CPU: any split gives the same logits.
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "checks/check.h"
 #include "checks/hybrid/steps.h"
@@ -136,6 +136,34 @@ const std::vector<Check> split_checks = [] {
   return out;
 }();
 
+// A sequence that lost its keys and values: its prompt and what came after are rows of one step, more than fit at once.
+std::string computed_again(int prompt, int after) {
+  const Shape shape;
+  const TinyModel model(shape, 9);
+  Rows rows;
+  rows.add(1, 0, FfnMode::kExact, true);  // of somebody else
+  for (int i = 0; i < prompt + after; ++i) rows.add(0, i, FfnMode::kExact, i < prompt, i % 5 == 0 || i == prompt + after - 1);
+  rows.add(2, 0, FfnMode::kExact);
+  Engine alone(model.options());
+  const std::vector<float> expected = logits(alone, rows);
+  for (unsigned where : {0b1111u, 0b0010u}) {
+    EngineOptions options = model.options();
+    options.gpu = share(shape, 0.5, where);
+    Engine engine(std::move(options));
+    const double off = distance(expected, logits(engine, rows), shape.vocab);
+    if (off > 1e-3) return std::to_string(prompt) + " and " + std::to_string(after) + " rows: logits differ by " + std::to_string(off);
+  }
+  return "";
+}
+
+const Check again("hybrid: rows that come after a prompt in the same step see all of it, however the step is cut", [] {
+  for (const auto& [prompt, after] : {std::pair{4, 60}, {60, 4}, {40, 35}, {3, 20}}) {
+    std::string wrong = computed_again(prompt, after);
+    if (!wrong.empty()) return wrong;
+  }
+  return std::string();
+});
+
 const Check repeatable("hybrid: the same bits again, and of a row in company", [] {
   const Shape shape;
   const TinyModel model(shape, 2);
@@ -236,39 +264,6 @@ const Check misuse("hybrid: splits that make no sense are refused", [] {
   if (error_of(options).find("heads of a multiple of 8 elements") == std::string::npos) return "heads of 20: " + error_of(options);
   return std::string();
 });
-
-// Every second kernel of a step in turn fails: those before an answer that the host waits for, and those that wait for the
-// host. Only the emulator's fail when told to.
-std::string fail_everywhere() {
-  const Shape shape;
-  const TinyModel model(shape, 8);
-  int failed = 0;
-  for (int kernel = 1; kernel < 60; kernel += 2) {
-    ::setenv("PI_EMULATOR_FAIL", std::to_string(kernel).c_str(), 1);
-    EngineOptions options = model.options();
-    options.gpu = share(shape, 0.5, 0b0101);
-    Engine engine(std::move(options));
-    ::unsetenv("PI_EMULATOR_FAIL");
-    Rows row;
-    row.add(0, 0, FfnMode::kPredictor);
-    try {
-      logits(engine, row);
-    } catch (const std::runtime_error& error) {
-      if (std::string(error.what()).find("PI_EMULATOR_FAIL") == std::string::npos) return std::string(error.what());
-      ++failed;
-    }
-  }
-  return failed > 8 ? std::string() : "only " + std::to_string(failed) + " steps failed";
-}
-
-const std::vector<Check> failing = [] {
-  std::vector<Check> out;
-  const char* const device = std::getenv("PI_DEVICE");
-  if (device && std::string(device) == "emulated") {
-    out.emplace_back("hybrid: a kernel that fails ends the step with its error, wherever it is, and nobody waits for ever", fail_everywhere);
-  }
-  return out;
-}();
 
 const Check chosen("hybrid: a token chosen where the logits are is the one that the CPU would choose", [] {
   const Shape shape;

@@ -78,4 +78,24 @@ inline GpuOptions share(const Shape& shape, double part, unsigned where) {
   return gpu;
 }
 
+// The same, of neurons that change places.
+inline EngineOptions adapting(const TinyModel& model, double part, unsigned where) {
+  EngineOptions options = model.options();
+  options.gpu = share(model.shape(), part, where);
+  options.gpu.adapt = true;
+  return options;
+}
+
+// Rows of one sequence.
+inline Rows decoding(int first, int n, FfnMode mode) {
+  Rows rows;
+  for (int i = 0; i < n; ++i) rows.add(0, first + i, mode);
+  return rows;
+}
+
+// A model for many steps.
+inline Shape small() {
+  return {.dim = 32, .n_layers = 2, .n_heads = 2, .n_kv_heads = 1, .head_dim = 16, .n_neurons = 100, .rank = 16};
+}
+
 }  // namespace pi::checks

@@ -56,6 +56,36 @@ test("shows what the artifact says of its quality and placement, without its tab
   expect((data[0] as unknown as { pi: { placement: object } }).pi.placement).toEqual({ ...placement, gpuNeurons: 192 });
 });
 
+test("says which device serves, and what it takes of a GPU's memory", async () => {
+  const shown = async ({ client, url }: Pick<Awaited<ReturnType<typeof start>>, "client" | "url">) => {
+    const [card] = (await client.models.list()).data as unknown as [{ pi: { device: object } }];
+    const metrics = await (await fetch(`${url}/metrics`)).text();
+    return { device: card.pi.device, metrics: metrics.split("\n").filter((line) => line.startsWith("pi_gpu")) };
+  };
+  expect(await shown(await start())).toEqual({ device: { type: "cpu", reason: null }, metrics: [] });
+  const missing = "no GPU: no NVIDIA driver is loaded";
+  expect((await shown(await start({ device: { missing } }))).device).toEqual({ type: "cpu", reason: missing });
+
+  const layers = [
+    { neurons: 64, attention: true, predictor: true },
+    { neurons: 128, attention: false, predictor: true },
+  ];
+  const memory = { weights: 500, predictors: 40, kv: 30, scratch: 20, context: 10, total: 600 };
+  const use = { memory, budget: 700, reduced: true, adapt: false };
+  const gpu = { name: "test card", split: { layers, head: true }, ...use };
+  expect(await shown(await start({ device: { gpu } }))).toEqual({
+    device: { type: "gpu", name: "test card", gpuNeurons: 192, attentionLayers: 1, head: true, ...use },
+    metrics: [
+      'pi_gpu_memory_bytes{part="weights"} 500',
+      'pi_gpu_memory_bytes{part="predictors"} 40',
+      'pi_gpu_memory_bytes{part="kv"} 30',
+      'pi_gpu_memory_bytes{part="scratch"} 20',
+      'pi_gpu_memory_bytes{part="context"} 10',
+      "pi_gpu_memory_budget_bytes 700",
+    ],
+  });
+});
+
 test("completes a prompt", async () => {
   const { client } = await start();
   const answer = await client.completions.create({ model: "fake", prompt: "Tell", max_tokens: 100 });

@@ -63,6 +63,7 @@ class Bench {
     stream_ = device_array<float>(device_, 2 * ones.size());
     arrivals_ = device_array<uint32_t>(device_, arrival_words(kMostRows, 1, 1 << 16) + 1);
     bandwidth_ = sweep();
+    program_bytes_ = program_bytes();
   }
 
   void run(const Shape& shape) {
@@ -82,8 +83,8 @@ class Bench {
   }
   void print_json() const {
     const DeviceInfo& info = device_.info();
-    std::printf("{\"device\":\"%s\",\"backend\":\"%s\",\"readGBs\":%.1f,\"kernels\":[%s]}\n", info.name.c_str(),
-                info.backend.c_str(), bandwidth_, json_.c_str());
+    std::printf("{\"device\":\"%s\",\"backend\":\"%s\",\"readGBs\":%.1f,\"programBytes\":%.0f,\"kernels\":[%s]}\n", info.name.c_str(),
+                info.backend.c_str(), bandwidth_, program_bytes_, json_.c_str());
   }
 
  private:
@@ -115,6 +116,16 @@ class Bench {
       least = std::min(least, double(stamps_[1] - stamps_[0]) * 1e-9);
     }
     return least;
+  }
+
+  // Of device memory that a program takes for each of its kernels, as far as the free memory shows it.
+  double program_bytes() {
+    constexpr int kKernels = 4096;
+    const size_t before = device_.free_bytes();
+    device_.begin_recording();
+    for (int i = 0; i < kKernels; ++i) k_.norm(device_.stream(), norm(stream_, kQuantBlock, 1));
+    const auto program = device_.end_recording();
+    return (double(before) - double(device_.free_bytes())) / kKernels;
   }
 
   // GB/s at which all of the pool is read by loads that nothing waits for.
@@ -287,7 +298,7 @@ class Bench {
   int8_t* quants_ = nullptr;
   float* stream_ = nullptr;  // [2, kMostRows, a row's columns]
   uint32_t* arrivals_ = nullptr;
-  double bandwidth_ = 0;
+  double bandwidth_ = 0, program_bytes_ = 0;
   std::string json_;
 };
 

@@ -19,6 +19,7 @@
 #include "base/random.h"
 #include "bench/planted_model.h"
 #include "cuda/device.h"
+#include "engine/gpu_programs.h"
 
 namespace pi::bench {
 namespace {
@@ -251,7 +252,7 @@ int run(int argc, char** argv) {
     try {
       // All of the model is what fits into all of the device.
       size_t bytes = budget > 1 ? model.bytes() / budget : budget == 1 && opened.device ? opened.device->info().total_bytes : 0;
-      if (budget > 1 && backend == "emulated") bytes += opened.device->info().context_bytes;  // more than a tiny model
+      if (budget > 1 && backend == "emulated") bytes += opened.device->info().context_bytes + GpuPrograms::bytes(shape.n_layers);  // more than a tiny model
       if (budget > 0) options.gpu = fitting_split(shape, options, bytes, a);
       const GpuOptions gpu = options.gpu;
       const Measured m = measure(a, std::move(options));

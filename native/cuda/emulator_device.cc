@@ -23,6 +23,7 @@ namespace {
 // What it says a context takes, so that who counts memory has something to count.
 constexpr size_t kContextBytes = size_t{16} << 20;
 constexpr size_t kTotalBytes = size_t{4} << 30;
+constexpr size_t kOperationBytes = 1024;  // of a program
 // About as many as a stream of CUDA holds before a launch waits for room.
 constexpr size_t kQueueLaunches = 1000;
 
@@ -60,9 +61,12 @@ class EmulatedEvent final : public Event {
   uint64_t recorded = 0;
 };
 
+// Takes memory of the device, as a driver does.
 class EmulatedProgram final : public Program {
  public:
-  explicit EmulatedProgram(std::vector<WorkQueue::Operation> recorded) : recorded_(std::move(recorded)) {}
+  explicit EmulatedProgram(std::vector<WorkQueue::Operation> recorded) : recorded_(std::move(recorded)) { used_bytes += bytes(); }
+  ~EmulatedProgram() override { used_bytes -= bytes(); }
+  size_t bytes() const { return recorded_.size() * kOperationBytes; }
   size_t operations() const override { return recorded_.size(); }
   const std::vector<WorkQueue::Operation>& recorded() const { return recorded_; }
 
@@ -172,9 +176,10 @@ class EmulatedDevice final : public Device {
   }
   std::unique_ptr<Program> end_recording() override {
     if (!compute_.recording()) throw std::runtime_error("emulated device: end_recording: nothing is recorded");
-    auto program = std::make_unique<EmulatedProgram>(compute_.end_recording());
+    std::vector<WorkQueue::Operation> recorded = compute_.end_recording();
     expect_accepted();
-    return program;
+    if (recorded.size() * kOperationBytes > free_bytes()) throw std::runtime_error("emulated device: end_recording: out of memory");
+    return std::make_unique<EmulatedProgram>(std::move(recorded));
   }
   void launch(Program& program) override {
     expect_idle("launch");

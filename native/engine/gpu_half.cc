@@ -47,12 +47,22 @@ GpuMemory affordable(const GpuMemory& memory, const GpuOptions& options) {
                            part("KV cache", memory.kv) + ", " + part("scratch", memory.scratch) + ", " + part("context", memory.context) + ")");
 }
 
+// Ends a recording that came to nothing.
+void end_quietly(cuda::Device& device) {
+  try {
+    device.end_recording();
+  } catch (const std::exception&) {
+    // What broke it off is the error to tell.
+  }
+}
+
 }  // namespace
 
 GpuMemory gpu_memory(const GpuModelView& model, const GpuOptions& options, size_t context_bytes) {
   cuda::Arena counting;
   place(model, checked(options, model.config, model.weights), counting);
-  return {counting.used(Use::kWeights), counting.used(Use::kPredictors), counting.used(Use::kKv), counting.used(Use::kScratch), context_bytes};
+  return {counting.used(Use::kWeights), counting.used(Use::kPredictors), counting.used(Use::kKv),
+          counting.used(Use::kScratch) + GpuPrograms::bytes(model.config.n_layers), context_bytes};
 }
 
 DeviceMemory::DeviceMemory(std::shared_ptr<cuda::Device> on, size_t size) : device(std::move(on)), bytes(size) {
@@ -84,7 +94,7 @@ GpuHalf::GpuHalf(std::shared_ptr<cuda::Device> device, const GpuModelView& model
       kv_(model.kv),
       max_position_(model.max_position),
       memory_(affordable(gpu_memory(model, options_, device_->info().context_bytes), options_)),
-      memory_block_(device_, memory_.total() - memory_.context),
+      memory_block_(device_, memory_.total() - memory_.context - GpuPrograms::bytes(c_.n_layers)),
       arena_(memory_block_.data, memory_block_.bytes),
       layout_(c_, model.weights, options_, kv_, max_position_, arena_),
       m_(layout_.model()),
@@ -181,18 +191,11 @@ void GpuHalf::start(const GpuStep& step) {
   issued_ = 0;
   ++stats_.launches;
   if (recordable(step)) {
-    const ProgramKey key{step.n, !step.draws.empty(), apart_};
-    Recorded& recorded = programs_[key];
-    if (!recorded.program) {
-      device_->begin_recording();
-      issue_state(StepState::bytes(options_.max_rows, max_position_, step.n));
-      issue_up_to(c_.n_layers - 1);
-      recorded = {device_->end_recording(), traffic_};
-    }
+    const Recorded& whole = recorded();
     issued_ = c_.n_layers;
-    traffic_ = recorded.traffic;
-    device_->launch(*recorded.program);
-    stats_.kernels += recorded.program->operations();
+    traffic_ = whole.traffic;
+    device_->launch(*whole.program);
+    stats_.kernels += whole.program->operations();
     device_->record(Queue::kCompute, *end_);
     return;
   }
@@ -200,6 +203,22 @@ void GpuHalf::start(const GpuStep& step) {
   if (streaming_) return stream_->begin(step.on);
   issue_up_to(0);
   device_->record(Queue::kCompute, *end_);
+}
+
+// The step's program, recorded where it is not.
+const Recorded& GpuHalf::recorded() {
+  const ProgramKey key{step_.n, !step_.draws.empty(), apart_};
+  if (const Recorded* known = programs_.find(key)) return *known;
+  programs_.make_room();
+  device_->begin_recording();
+  try {
+    issue_state(StepState::bytes(options_.max_rows, max_position_, step_.n));
+    issue_up_to(c_.n_layers - 1);
+  } catch (...) {
+    end_quietly(*device_);
+    throw;
+  }
+  return *programs_.keep(key, {device_->end_recording(), traffic_});
 }
 
 // Without a stream a layer ahead, so that the GPU finds the next one's launches where the host is still at this one.

@@ -6,7 +6,6 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <span>
 #include <vector>
@@ -14,6 +13,7 @@
 #include "cuda/arena.h"
 #include "cuda/device.h"
 #include "engine/gpu_model.h"
+#include "engine/gpu_programs.h"
 #include "engine/gpu_scratch.h"
 #include "engine/gpu_stream.h"
 #include "engine/mailbox.h"
@@ -137,24 +137,10 @@ class GpuHalf {
   void collect(GpuStats& stats, std::vector<LayerStats>& layers);
 
  private:
-  // What a recorded program's launches depend on.
-  struct ProgramKey {
-    int rows;
-    bool draws, apart;
-    auto operator<=>(const ProgramKey&) const = default;
-  };
-  // Of the launches of a step: what goes from one memory to the other.
-  struct Traffic {
-    uint64_t transfers = 0, bytes = 0;
-  };
-  struct Recorded {
-    std::unique_ptr<cuda::Program> program;
-    Traffic traffic;
-  };
-
   void clear_between();
   size_t write_state(const GpuStep& step);
   bool recordable(const GpuStep& step) const;
+  const Recorded& recorded();
   void reserve_outputs(size_t n);
   void count_bytes();
   void issue_state(size_t state_bytes);
@@ -207,12 +193,12 @@ class GpuHalf {
   PinnedBuffer<unsigned long long> counters_;
   PinnedBuffer<float> project_in_, projected_;
   std::unique_ptr<cuda::Event> end_;
-  std::map<ProgramKey, Recorded> programs_;
+  GpuPrograms programs_;
   std::unique_ptr<WeightStream> stream_;  // null: nothing is streamed
 
   std::vector<float> thresholds_;
   GpuStep step_;
-  bool apart_ = false;  // every row of the step is of a sequence of its own
+  bool apart_ = false;   // every row of the step is of a sequence of its own
   uint32_t number_ = 0;  // of the step
   int issued_ = 0;       // layers of it that the GPU has
   bool streaming_ = false;

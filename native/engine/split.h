@@ -34,7 +34,7 @@ struct GpuOptions {
   bool adapts(int layer, int n_neurons) const { return adapt && layers[layer].predictor && layers[layer].neurons > 0 && layers[layer].neurons < n_neurons; }
 };
 
-// Bytes of device memory.
+// Bytes of device memory. Recorded programs (engine/gpu_programs.h) are part of the scratch.
 struct GpuMemory {
   size_t weights = 0, predictors = 0, kv = 0, scratch = 0, context = 0;
   size_t total() const { return weights + predictors + kv + scratch + context; }

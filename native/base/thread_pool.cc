@@ -69,8 +69,8 @@ void ThreadPool::work() {
       job_.wait(seen);
       parked_.fetch_sub(1);
     }
+    seen = job_.load(std::memory_order_acquire);  // before `stop_`, which comes before the last job
     if (stop_.load()) return;
-    seen = job_.load(std::memory_order_acquire);
     take_indices();
   }
 }

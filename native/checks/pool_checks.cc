@@ -20,6 +20,16 @@ std::string every_index_once(int threads) {
   return "";
 }
 
+// A pool that ends while its workers still look at its last job: none of them may take the end for that job.
+std::string ends() {
+  for (int round = 0; round < 5000; ++round) {
+    ThreadPool pool(4);
+    for (int job = 0; job < round % 3; ++job) pool.parallel_for(2, [](int) {});
+  }
+  return "";
+}
+
+const Check end("pool: ends whatever its workers are at", ends);
 const Check one("pool of 1: every index once", [] { return every_index_once(1); });
 const Check two("pool of 2: every index once", [] { return every_index_once(2); });
 const Check five("pool of 5: every index once", [] { return every_index_once(5); });

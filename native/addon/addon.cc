@@ -27,7 +27,8 @@ Napi::Value isa(const Napi::CallbackInfo& info) {
 
 Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("isa", Napi::Function::New(env, isa));
-  for (auto* add : {register_engine, register_quant, register_trainer, register_predictors, register_compare, register_probe, register_device}) {
+  for (auto* add : {register_engine, register_quant, register_trainer, register_predictors, register_compare,
+                    register_probe, register_device}) {
     add(env, exports);
   }
   return exports;

@@ -19,15 +19,25 @@ struct Array {
 template <typename T>
 constexpr napi_typedarray_type array_type();
 template <>
-constexpr napi_typedarray_type array_type<int32_t>() { return napi_int32_array; }
+constexpr napi_typedarray_type array_type<int32_t>() {
+  return napi_int32_array;
+}
 template <>
-constexpr napi_typedarray_type array_type<uint8_t>() { return napi_uint8_array; }
+constexpr napi_typedarray_type array_type<uint8_t>() {
+  return napi_uint8_array;
+}
 template <>
-constexpr napi_typedarray_type array_type<uint16_t>() { return napi_uint16_array; }
+constexpr napi_typedarray_type array_type<uint16_t>() {
+  return napi_uint16_array;
+}
 template <>
-constexpr napi_typedarray_type array_type<float>() { return napi_float32_array; }
+constexpr napi_typedarray_type array_type<float>() {
+  return napi_float32_array;
+}
 template <>
-constexpr napi_typedarray_type array_type<double>() { return napi_float64_array; }
+constexpr napi_typedarray_type array_type<double>() {
+  return napi_float64_array;
+}
 
 template <typename T>
 Array<T> array(const Napi::Value& value, const char* name) {
@@ -42,7 +52,8 @@ template <typename T>
 Array<T> array(const Napi::Value& value, const char* name, size_t expected) {
   const Array<T> found = array<T>(value, name);
   if (found.size != expected) {
-    fail(value.Env(), std::string(name) + ": expected " + std::to_string(expected) + " elements, got " + std::to_string(found.size));
+    fail(value.Env(),
+         std::string(name) + ": expected " + std::to_string(expected) + " elements, got " + std::to_string(found.size));
   }
   return found;
 }
@@ -62,8 +73,8 @@ inline double number(const Napi::Object& from, const char* name) {
 inline int integer(const Napi::Object& from, const char* name, double low, double high) {
   const double value = number(from, name);
   if (!(value >= low && value <= high) || value != static_cast<double>(static_cast<int64_t>(value))) {
-    fail(from.Env(), std::string(name) + ": expected an integer from " + std::to_string(static_cast<int64_t>(low)) + " to " +
-                         std::to_string(static_cast<int64_t>(high)) + ", got " + std::to_string(value));
+    fail(from.Env(), std::string(name) + ": expected an integer from " + std::to_string(static_cast<int64_t>(low)) +
+                         " to " + std::to_string(static_cast<int64_t>(high)) + ", got " + std::to_string(value));
   }
   return static_cast<int>(value);
 }

@@ -34,10 +34,12 @@ Choice read_choice(const Napi::Object& o, int vocab) {
   c.seed = static_cast<uint64_t>(number(o, "seed"));
   c.top_logprobs = integer(o, "topLogprobs", 0, 1000);
   for (int i = 0; i < c.n_history; ++i) {
-    if (c.history[i] < 0 || c.history[i] >= vocab) fail(o.Env(), "history: token " + std::to_string(c.history[i]) + " outside the vocabulary");
+    if (c.history[i] < 0 || c.history[i] >= vocab)
+      fail(o.Env(), "history: token " + std::to_string(c.history[i]) + " outside the vocabulary");
   }
   for (int i = 0; i < c.n_logit_bias; ++i) {
-    if (!(c.logit_bias[2 * i] >= 0 && c.logit_bias[2 * i] < vocab)) fail(o.Env(), "logitBias: token outside the vocabulary");
+    if (!(c.logit_bias[2 * i] >= 0 && c.logit_bias[2 * i] < vocab))
+      fail(o.Env(), "logitBias: token outside the vocabulary");
   }
   return c;
 }
@@ -61,16 +63,18 @@ struct Step {
 
 Napi::Object bytes_object(Napi::Env env, const BytesTouched& bytes) {
   Napi::Object out = Napi::Object::New(env);
-  const std::pair<const char*, uint64_t> parts[] = {{"embed", bytes.embed},         {"attention", bytes.attention}, {"kv", bytes.kv},
-                                                    {"predictor", bytes.predictor}, {"ffn", bytes.ffn},             {"head", bytes.head}};
+  const std::pair<const char*, uint64_t> parts[] = {{"embed", bytes.embed}, {"attention", bytes.attention},
+                                                    {"kv", bytes.kv},       {"predictor", bytes.predictor},
+                                                    {"ffn", bytes.ffn},     {"head", bytes.head}};
   for (const auto& [name, value] : parts) out.Set(name, static_cast<double>(value));
   return out;
 }
 
 Napi::Object memory_object(Napi::Env env, const GpuMemory& memory) {
   Napi::Object out = Napi::Object::New(env);
-  const std::pair<const char*, size_t> parts[] = {{"weights", memory.weights}, {"predictors", memory.predictors}, {"kv", memory.kv},
-                                                  {"scratch", memory.scratch}, {"context", memory.context},       {"total", memory.total()}};
+  const std::pair<const char*, size_t> parts[] = {{"weights", memory.weights}, {"predictors", memory.predictors},
+                                                  {"kv", memory.kv},           {"scratch", memory.scratch},
+                                                  {"context", memory.context}, {"total", memory.total()}};
   for (const auto& [name, value] : parts) out.Set(name, static_cast<double>(value));
   return out;
 }
@@ -78,20 +82,18 @@ Napi::Object memory_object(Napi::Env env, const GpuMemory& memory) {
 class EngineObject final : public Napi::ObjectWrap<EngineObject> {
  public:
   static Napi::Function define(Napi::Env env) {
-    return DefineClass(env, "Engine",
-                       {InstanceMethod<&EngineObject::step>("step"),
-                        InstanceMethod<&EngineObject::step_sync>("stepSync"),
-                        InstanceMethod<&EngineObject::set_threads>("setThreads"),
-                        InstanceMethod<&EngineObject::set_thresholds>("setThresholds"),
-                        InstanceMethod<&EngineObject::set_profiling>("setProfiling"),
-                        InstanceMethod<&EngineObject::set_recall_tracking>("setRecallTracking"),
-                        InstanceMethod<&EngineObject::set_tracing>("setTracing"),
-                        InstanceMethod<&EngineObject::trace>("trace"),
-                        InstanceMethod<&EngineObject::activation_counts>("activationCounts"),
-                        InstanceMethod<&EngineObject::stats>("stats"),
-                        InstanceMethod<&EngineObject::reset_stats>("resetStats"),
-                        InstanceMethod<&EngineObject::allocated_bytes>("allocatedBytes"),
-                        InstanceMethod<&EngineObject::close>("close")});
+    return DefineClass(
+        env, "Engine",
+        {InstanceMethod<&EngineObject::step>("step"), InstanceMethod<&EngineObject::step_sync>("stepSync"),
+         InstanceMethod<&EngineObject::set_threads>("setThreads"),
+         InstanceMethod<&EngineObject::set_thresholds>("setThresholds"),
+         InstanceMethod<&EngineObject::set_profiling>("setProfiling"),
+         InstanceMethod<&EngineObject::set_recall_tracking>("setRecallTracking"),
+         InstanceMethod<&EngineObject::set_tracing>("setTracing"), InstanceMethod<&EngineObject::trace>("trace"),
+         InstanceMethod<&EngineObject::activation_counts>("activationCounts"),
+         InstanceMethod<&EngineObject::stats>("stats"), InstanceMethod<&EngineObject::reset_stats>("resetStats"),
+         InstanceMethod<&EngineObject::allocated_bytes>("allocatedBytes"),
+         InstanceMethod<&EngineObject::close>("close")});
   }
 
   explicit EngineObject(const Napi::CallbackInfo& info) : Napi::ObjectWrap<EngineObject>(info) {
@@ -172,7 +174,8 @@ class EngineObject final : public Napi::ObjectWrap<EngineObject> {
     b.positions = array<int32_t>(in, "positions", tokens.size).data;
     b.sequences = array<int32_t>(in, "sequences", tokens.size).data;
     b.modes = array<uint8_t>(in, "modes", tokens.size).data;
-    if (in.Has("prefill") && in.Get("prefill").IsTypedArray()) b.prefill = array<uint8_t>(in, "prefill", tokens.size).data;
+    if (in.Has("prefill") && in.Get("prefill").IsTypedArray())
+      b.prefill = array<uint8_t>(in, "prefill", tokens.size).data;
     b.blocks_per_sequence = integer(in, "blocksPerSequence", 1, 1 << 24);
     const Array<int32_t> tables = array<int32_t>(in, "blockTables");
     b.block_tables = tables.data;
@@ -180,20 +183,25 @@ class EngineObject final : public Napi::ObjectWrap<EngineObject> {
     for (int t = 0; t < b.n_rows; ++t) {
       const std::string row = "row " + std::to_string(t) + ": ";
       if (b.tokens[t] < 0 || b.tokens[t] >= c.vocab) {
-        fail(env, row + "token " + std::to_string(b.tokens[t]) + " outside the vocabulary of " + std::to_string(c.vocab));
+        fail(env,
+             row + "token " + std::to_string(b.tokens[t]) + " outside the vocabulary of " + std::to_string(c.vocab));
       }
       const int limit = std::min(engine.max_position(), b.blocks_per_sequence * KvCache::kBlockTokens);
       if (b.positions[t] < 0 || b.positions[t] >= limit) {
-        fail(env, row + "position " + std::to_string(b.positions[t]) + " outside the " + std::to_string(limit) + " that fit");
+        fail(env, row + "position " + std::to_string(b.positions[t]) + " outside the " + std::to_string(limit) +
+                      " that fit");
       }
       if (b.sequences[t] < 0 || b.sequences[t] >= n_sequences) fail(env, row + "sequence outside blockTables");
       const int32_t* blocks = b.block_tables + int64_t{b.sequences[t]} * b.blocks_per_sequence;
       for (int i = b.positions[t] / KvCache::kBlockTokens; i >= 0; --i) {
-        if (blocks[i] < 0 || blocks[i] >= engine.kv_blocks()) fail(env, row + "block " + std::to_string(blocks[i]) + " outside the KV cache");
+        if (blocks[i] < 0 || blocks[i] >= engine.kv_blocks())
+          fail(env, row + "block " + std::to_string(blocks[i]) + " outside the KV cache");
       }
       if (b.modes[t] > 2) fail(env, row + "unknown FFN mode " + std::to_string(b.modes[t]));
-      if (b.prefill && b.prefill[t] && FfnMode(b.modes[t]) != FfnMode::kDense) fail(env, row + "a prefill row runs dense");
-      if (FfnMode(b.modes[t]) == FfnMode::kPredictor && !engine.has_predictors()) fail(env, row + "predictor mode, but the model has no predictors");
+      if (b.prefill && b.prefill[t] && FfnMode(b.modes[t]) != FfnMode::kDense)
+        fail(env, row + "a prefill row runs dense");
+      if (FfnMode(b.modes[t]) == FfnMode::kPredictor && !engine.has_predictors())
+        fail(env, row + "predictor mode, but the model has no predictors");
     }
     read_outputs(in, c, step);
   }
@@ -204,7 +212,8 @@ class EngineObject final : public Napi::ObjectWrap<EngineObject> {
     const auto rows = [&](const char* name) {
       const Array<int32_t> found = array<int32_t>(in, name);
       for (size_t i = 0; i < found.size; ++i) {
-        if (found.data[i] < 0 || found.data[i] >= b.n_rows) fail(env, std::string(name) + ": row " + std::to_string(found.data[i]) + " outside the batch");
+        if (found.data[i] < 0 || found.data[i] >= b.n_rows)
+          fail(env, std::string(name) + ": row " + std::to_string(found.data[i]) + " outside the batch");
       }
       return found;
     };
@@ -216,7 +225,8 @@ class EngineObject final : public Napi::ObjectWrap<EngineObject> {
       b.samples = samples.data;
       b.n_samples = static_cast<int>(samples.size);
       for (int i = 0; i < b.n_samples; ++i) {
-        if (FfnMode(b.modes[b.samples[i]]) == FfnMode::kPredictor) fail(env, "sampleRows: a row in predictor mode has no true activations");
+        if (FfnMode(b.modes[b.samples[i]]) == FfnMode::kPredictor)
+          fail(env, "sampleRows: a row in predictor mode has no true activations");
         if (b.prefill && b.prefill[b.samples[i]]) fail(env, "sampleRows: a prefill row keeps no activations");
       }
     }
@@ -224,7 +234,8 @@ class EngineObject final : public Napi::ObjectWrap<EngineObject> {
     if (!in.Has("choose") || !in.Get("choose").IsArray()) return;
     const Napi::Array choices = in.Get("choose").As<Napi::Array>();
     if (choices.Length() != outputs.size) fail(env, "choose: expected one per output row");
-    for (uint32_t i = 0; i < choices.Length(); ++i) step.choices.push_back(read_choice(choices.Get(i).As<Napi::Object>(), c.vocab));
+    for (uint32_t i = 0; i < choices.Length(); ++i)
+      step.choices.push_back(read_choice(choices.Get(i).As<Napi::Object>(), c.vocab));
   }
 
   static Napi::Value make_result(Napi::Env env, const Engine& engine, const Step& step) {
@@ -233,7 +244,8 @@ class EngineObject final : public Napi::ObjectWrap<EngineObject> {
     if (step.return_logits) result.Set("logits", copy_array<float>(env, step.out.logits, step.batch.n_outputs * vocab));
     if (step.batch.n_samples > 0) {
       result.Set("hidden", copy_array<uint16_t>(env, step.out.hidden.data(), step.out.hidden.size()));
-      result.Set("contributions", copy_array<uint8_t>(env, step.out.contributions.data(), step.out.contributions.size()));
+      result.Set("contributions",
+                 copy_array<uint8_t>(env, step.out.contributions.data(), step.out.contributions.size()));
     }
     if (step.choices.empty()) return result;
     auto tokens = Napi::Int32Array::New(env, step.chosen.size());
@@ -267,7 +279,8 @@ class EngineObject final : public Napi::ObjectWrap<EngineObject> {
       fail(info.Env(), "thresholds: expected a Float32Array");
     }
     auto values = info[0].As<Napi::Float32Array>();
-    if (values.ElementLength() != static_cast<size_t>(engine.config().n_layers)) fail(info.Env(), "thresholds: expected one per layer");
+    if (values.ElementLength() != static_cast<size_t>(engine.config().n_layers))
+      fail(info.Env(), "thresholds: expected one per layer");
     engine.set_thresholds({values.Data(), values.Data() + values.ElementLength()});
   }
 

@@ -14,8 +14,8 @@ constexpr double kMaxSize = 1 << 24;  // far above any model's dimension; keeps 
 Activation read_activation(const Napi::Object& activation) {
   const std::string kind = text(activation, "kind");
   constexpr std::pair<const char*, Activation> kKinds[] = {
-      {"relu", Activation::kRelu},   {"relu2", Activation::kRelu2}, {"fatrelu", Activation::kFatRelu},
-      {"drelu", Activation::kDRelu}, {"silu", Activation::kSilu},   {"gelu", Activation::kGelu},
+      {"relu", Activation::kRelu},         {"relu2", Activation::kRelu2}, {"fatrelu", Activation::kFatRelu},
+      {"drelu", Activation::kDRelu},       {"silu", Activation::kSilu},   {"gelu", Activation::kGelu},
       {"gelu_tanh", Activation::kGeluTanh}};
   for (const auto& [name, value] : kKinds) {
     if (kind == name) return value;
@@ -112,7 +112,8 @@ EngineOptions read_engine_options(const Napi::Object& options) {
   Napi::Env env = options.Env();
   EngineOptions out;
   const Napi::Object json = env.Global().Get("JSON").As<Napi::Object>();
-  const Napi::Value config = json.Get("parse").As<Napi::Function>().Call(json, {Napi::String::New(env, text(options, "config"))});
+  const Napi::Value config =
+      json.Get("parse").As<Napi::Function>().Call(json, {Napi::String::New(env, text(options, "config"))});
   if (!config.IsObject()) fail(env, "config: expected a JSON object");
   out.config = read_config(config.As<Napi::Object>());
   const Napi::Array files = object(options, "files").As<Napi::Array>();

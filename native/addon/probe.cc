@@ -1,4 +1,5 @@
-// readBandwidth(bytes, threads, seconds): Promise<number>, probeKernels(probes, bytes, threads, seconds): Promise<Float64Array>
+// readBandwidth(bytes, threads, seconds): Promise<number>, probeKernels(probes, bytes, threads, seconds):
+// Promise<Float64Array>
 #include <napi.h>
 
 #include <algorithm>
@@ -35,16 +36,22 @@ Napi::Value read_bandwidth(const Napi::CallbackInfo& info) {
 template <size_t N>
 int index_of(Napi::Env env, const char* what, const std::string& name, const char* const (&names)[N]) {
   const auto found = std::find(std::begin(names), std::end(names), name);
-  if (found == std::end(names)) throw Napi::TypeError::New(env, std::string("probeKernels: ") + what + ": unknown " + name);
+  if (found == std::end(names))
+    throw Napi::TypeError::New(env, std::string("probeKernels: ") + what + ": unknown " + name);
   return static_cast<int>(found - std::begin(names));
 }
 
 engine::KernelProbe read_probe(const Napi::Object& from) {
-  constexpr const char* kKinds[] = {"read", "loop", "project", "neurons", "attention", "stream", "scan", "vocabulary", "rank"};  // as engine::KernelProbe::Kind
-  constexpr const char* kKvTypes[] = {"f32", "f16", "q8"};  // as kernels::KvType
+  constexpr const char* kKinds[] = {"read",   "loop", "project",    "neurons", "attention",
+                                    "stream", "scan", "vocabulary", "rank"};  // as engine::KernelProbe::Kind
+  constexpr const char* kKvTypes[] = {"f32", "f16", "q8"};                    // as kernels::KvType
   const Napi::Env env = from.Env();
-  const auto text = [&](const char* key, const char* absent) { return from.Has(key) ? std::string(from.Get(key).ToString()) : absent; };
-  const auto number = [&](const char* key, double absent) { return from.Has(key) ? from.Get(key).ToNumber().DoubleValue() : absent; };
+  const auto text = [&](const char* key, const char* absent) {
+    return from.Has(key) ? std::string(from.Get(key).ToString()) : absent;
+  };
+  const auto number = [&](const char* key, double absent) {
+    return from.Has(key) ? from.Get(key).ToNumber().DoubleValue() : absent;
+  };
   engine::KernelProbe probe;
   probe.kind = static_cast<engine::KernelProbe::Kind>(index_of(env, "kind", text("kind", ""), kKinds));
   probe.type = read_dtype(env, "probeKernels: type", text("type", "f32"));
@@ -69,7 +76,8 @@ Napi::Value probe_kernels(const Napi::CallbackInfo& info) {
   const double seconds = info[3].As<Napi::Number>();
   auto found = std::make_shared<std::vector<double>>();
   return AsyncCall::start(
-      env, {}, [=] { *found = engine::probe_kernels(probes, bytes > 0 ? static_cast<size_t>(bytes) : 0, threads, seconds); },
+      env, {},
+      [=] { *found = engine::probe_kernels(probes, bytes > 0 ? static_cast<size_t>(bytes) : 0, threads, seconds); },
       [=](Napi::Env env) {
         Napi::Float64Array out = Napi::Float64Array::New(env, found->size());
         std::copy(found->begin(), found->end(), out.Data());

@@ -123,8 +123,7 @@ Napi::Value dequantize(const Napi::CallbackInfo& info) {
   const uint8_t* in_data = source.Data();
   float* out_data = out.Data();
   return AsyncCall::start(
-      info.Env(), {source},
-      [=] { quant::dequantize(in_data, from, out_data, rows, cols, threads_for(rows * cols)); },
+      info.Env(), {source}, [=] { quant::dequantize(in_data, from, out_data, rows, cols, threads_for(rows * cols)); },
       [kept](Napi::Env) { return kept->Value(); });
 }
 

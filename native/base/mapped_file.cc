@@ -46,7 +46,8 @@ bool replace_by_huge_pages(uint8_t* to, size_t bytes) {
   bool moved = false;
   if (::madvise(copy, bytes, MADV_HUGEPAGE) == 0) {
     std::memcpy(copy, to, bytes);
-    moved = ::mprotect(copy, bytes, PROT_READ) == 0 && ::mremap(copy, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, to) != MAP_FAILED;
+    moved = ::mprotect(copy, bytes, PROT_READ) == 0 &&
+            ::mremap(copy, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, to) != MAP_FAILED;
   }
   uint8_t* const begin = static_cast<uint8_t*>(raw);
   if (!moved) {
@@ -114,7 +115,8 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
     // On a huge page's border, in address space of its own.
     view_.reserved_bytes = view_.size + kHugePage;
     view_.reserved = ::mmap(nullptr, view_.reserved_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (view_.reserved != MAP_FAILED) data = ::mmap(to_huge_page(view_.reserved), view_.size, PROT_READ, MAP_PRIVATE | MAP_FIXED, fd, 0);
+    if (view_.reserved != MAP_FAILED)
+      data = ::mmap(to_huge_page(view_.reserved), view_.size, PROT_READ, MAP_PRIVATE | MAP_FIXED, fd, 0);
   }
   if (data == MAP_FAILED) {
     const int error = errno;
@@ -128,9 +130,12 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
 
 void MappedFile::read(size_t offset, void* to, size_t bytes) const {
   for (size_t done = 0; done < bytes;) {
-    const ssize_t n = ::pread(view_.descriptor, static_cast<uint8_t*>(to) + done, bytes - done, static_cast<off_t>(offset + done));
+    const ssize_t n =
+        ::pread(view_.descriptor, static_cast<uint8_t*>(to) + done, bytes - done, static_cast<off_t>(offset + done));
     if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) throw std::runtime_error(path_ + ": cannot be read at " + std::to_string(offset + done) + ": " + (n < 0 ? std::strerror(errno) : "the file ends"));
+    if (n <= 0)
+      throw std::runtime_error(path_ + ": cannot be read at " + std::to_string(offset + done) + ": " +
+                               (n < 0 ? std::strerror(errno) : "the file ends"));
     done += static_cast<size_t>(n);
   }
 }
@@ -143,7 +148,8 @@ uint8_t* MappedFile::writable(const uint8_t* at, size_t bytes) {
   for (size_t piece = first / kPiece; piece * kPiece < end; ++piece) {
     if (writable_[piece]) continue;
     const size_t length = std::min(kPiece, (view_.size + page - 1) / page * page - piece * kPiece);
-    if (::mprotect(data + piece * kPiece, length, PROT_READ | PROT_WRITE) != 0) throw std::runtime_error(path_ + ": cannot be made writable: " + std::strerror(errno));
+    if (::mprotect(data + piece * kPiece, length, PROT_READ | PROT_WRITE) != 0)
+      throw std::runtime_error(path_ + ": cannot be made writable: " + std::strerror(errno));
     writable_[piece] = true;
   }
 #ifdef MADV_POPULATE_WRITE
@@ -156,7 +162,8 @@ uint8_t* MappedFile::writable(const uint8_t* at, size_t bytes) {
 
 void MappedFile::release(const uint8_t* at, size_t bytes) {
   static const size_t page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
-  const size_t begin = static_cast<size_t>(at - view_.data + page - 1) / page * page, end = static_cast<size_t>(at - view_.data + bytes) / page * page;
+  const size_t begin = static_cast<size_t>(at - view_.data + page - 1) / page * page,
+               end = static_cast<size_t>(at - view_.data + bytes) / page * page;
   if (begin >= end) return;
   ::madvise(const_cast<uint8_t*>(view_.data) + begin, end - begin, MADV_DONTNEED);
   released_.push_back({begin, end});
@@ -170,10 +177,11 @@ void MappedFile::use_huge_pages() {
   std::sort(released_.begin(), released_.end());
   uint8_t* const data = const_cast<uint8_t*>(view_.data);
   upgrading_ = std::make_unique<std::atomic<bool>>(true);
-  upgrade_ = std::jthread([data, upgrading = upgrading_.get(), ranges = kept(view_.size, released_)](const std::stop_token& stop) {
-    upgrade(stop, data, ranges);
-    *upgrading = false;
-  });
+  upgrade_ = std::jthread(
+      [data, upgrading = upgrading_.get(), ranges = kept(view_.size, released_)](const std::stop_token& stop) {
+        upgrade(stop, data, ranges);
+        *upgrading = false;
+      });
 #endif
 }
 

@@ -28,20 +28,21 @@ class MappedFile {
   // What the file has there, whatever was written to the mapping. Throws std::runtime_error. Any thread may call.
   void read(size_t offset, void* to, size_t bytes) const;
 
-  // Makes [at, at + bytes) writable, in memory that is this process's own, so that writing takes no longer than elsewhere.
-  // Only once it is settled; readers are not disturbed. Throws std::runtime_error where the system has no memory for that.
+  // Makes [at, at + bytes) writable, in memory that is this process's own, so that writing takes no longer than
+  // elsewhere. Only once it is settled; readers are not disturbed. Throws std::runtime_error where the system has no
+  // memory for that.
   uint8_t* writable(const uint8_t* at, size_t bytes);
   // No page will be replaced any more.
   bool settled() const { return !upgrading_ || !*upgrading_; }
 
-  // Gives back the memory of whole pages in [at, at + bytes), which will hardly be read again: what is, comes from the file.
-  // Before use_huge_pages, if at all.
+  // Gives back the memory of whole pages in [at, at + bytes), which will hardly be read again: what is, comes from the
+  // file. Before use_huge_pages, if at all.
   void release(const uint8_t* at, size_t bytes);
 
   // Starts a thread that puts huge pages under the mapping, piece by piece, where memory allows; not under what was
-  // released. Rows of a few hundred bytes, picked all over a model, miss the TLB at every turn with 4 KiB pages: from huge
-  // pages they stream half as fast again, and file systems do not offer those for what they cache. Resident memory stays
-  // what it was; what the system caches of the file, it can drop.
+  // released. Rows of a few hundred bytes, picked all over a model, miss the TLB at every turn with 4 KiB pages: from
+  // huge pages they stream half as fast again, and file systems do not offer those for what they cache. Resident memory
+  // stays what it was; what the system caches of the file, it can drop.
   void use_huge_pages();
 
  private:

@@ -28,7 +28,8 @@ class ThreadPool {
       for (int i = 0; i < n; ++i) f(i);
       return;
     }
-    run(n, [](void* context, int i) { (*static_cast<std::remove_reference_t<F>*>(context))(i); }, &f);
+    run(
+        n, [](void* context, int i) { (*static_cast<std::remove_reference_t<F>*>(context))(i); }, &f);
   }
 
  private:

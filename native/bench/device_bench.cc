@@ -1,4 +1,5 @@
-// Kernels on the GPU: of decoding in GB/s of weights, and as a share of what the device reads at best; products of prompts.
+// Kernels on the GPU: of decoding in GB/s of weights, and as a share of what the device reads at best; products of
+// prompts.
 //   PI_DEVICE=cuda build/Release/pi_device_bench [megabytes of weights] [dim] [neurons]
 // Without shapes those of models of 7 and 13 billion parameters; on the emulator tiny ones, whose speed means nothing.
 // Weights are read from memory, not from L2: a pass goes through all of them before it comes back. Best of several
@@ -83,8 +84,8 @@ class Bench {
   }
   void print_json() const {
     const DeviceInfo& info = device_.info();
-    std::printf("{\"device\":\"%s\",\"backend\":\"%s\",\"readGBs\":%.1f,\"programBytes\":%.0f,\"kernels\":[%s]}\n", info.name.c_str(),
-                info.backend.c_str(), bandwidth_, program_bytes_, json_.c_str());
+    std::printf("{\"device\":\"%s\",\"backend\":\"%s\",\"readGBs\":%.1f,\"programBytes\":%.0f,\"kernels\":[%s]}\n",
+                info.name.c_str(), info.backend.c_str(), bandwidth_, program_bytes_, json_.c_str());
   }
 
  private:
@@ -198,19 +199,23 @@ class Bench {
         k_.gemm(device_.stream(), a);
       }
     });
-    for (void* memory : {static_cast<void*>(x), static_cast<void*>(y), static_cast<void*>(workspace)}) device_.free(memory);
+    for (void* memory : {static_cast<void*>(x), static_cast<void*>(y), static_cast<void*>(workspace)})
+      device_.free(memory);
     const double teraflops = 2.0 * rows * shape.dim * shape.neurons * count / seconds / 1e12;
-    std::printf("%-22s %-5s %6d %5d %4d %10.2f us, %.2f TFLOP/s\n", kernel, type_name(type), shape.dim, shape.neurons, rows,
-                seconds / count * 1e6, teraflops);
+    std::printf("%-22s %-5s %6d %5d %4d %10.2f us, %.2f TFLOP/s\n", kernel, type_name(type), shape.dim, shape.neurons,
+                rows, seconds / count * 1e6, teraflops);
     char line[256];
-    std::snprintf(line, sizeof line, ",{\"kernel\":\"%s\",\"type\":\"%s\",\"dim\":%d,\"neurons\":%d,\"rows\":%d,\"us\":%.3f,\"TFLOPs\":%.4f}",
-                  kernel, type_name(type), shape.dim, shape.neurons, rows, seconds / count * 1e6, teraflops);
+    std::snprintf(
+        line, sizeof line,
+        ",{\"kernel\":\"%s\",\"type\":\"%s\",\"dim\":%d,\"neurons\":%d,\"rows\":%d,\"us\":%.3f,\"TFLOPs\":%.4f}",
+        kernel, type_name(type), shape.dim, shape.neurons, rows, seconds / count * 1e6, teraflops);
     json_ += line;
   }
 
   // Of rows of the stream, to the scratch behind them.
   Norm norm(float* stream, int dim, int rows) const {
-    return {stream, x_, nullptr, 1e-5f, {stream_ + size_t(kMostRows) * dim, nullptr, nullptr, dim}, rows, nullptr, {}, arrivals_};
+    return {stream, x_,      nullptr, 1e-5f,    {stream_ + size_t(kMostRows) * dim, nullptr, nullptr, dim},
+            rows,   nullptr, {},      arrivals_};
   }
 
   // An output projection and the norm of what it makes, in one launch and in two.
@@ -227,7 +232,8 @@ class Bench {
           if (!together) k_.norm(device_.stream(), norm(stream_, shape.dim, rows));
         }
       });
-      report(together ? "o and norm" : "o, norm: two launches", shape, type, rows, 1.0 * shape.dim * device_row_bytes(type, shape.dim), seconds / count);
+      report(together ? "o and norm" : "o, norm: two launches", shape, type, rows,
+             1.0 * shape.dim * device_row_bytes(type, shape.dim), seconds / count);
     }
   }
 
@@ -247,14 +253,16 @@ class Bench {
     float* const parts = device_array<float>(device_, size_t(kParts) * rows * shape.dim);
     const size_t layers = sets(type, n, shape.dim, 3);
     Merge merge;
-    merge.base = merge.y = stream_, merge.parts = parts, merge.n_parts = kParts, merge.rows = rows, merge.dim = shape.dim;
+    merge.base = merge.y = stream_, merge.parts = parts, merge.n_parts = kParts, merge.rows = rows,
+    merge.dim = shape.dim;
     merge.arrivals = arrivals_, merge.norm = norm(stream_, shape.dim, rows);
     enum class Until { kNeurons, kDown, kEnd, kEndApart };
     const auto pass = [&](Until until) {
       const auto end = [&](const DeviceMatrix& down) {
         const Merge apart;
         if (until == Until::kNeurons) return;
-        k_.down(device_.stream(), {down, active, act, n, rows, kParts, parts, until == Until::kEnd ? merge : apart, arrivals_ + 1});
+        k_.down(device_.stream(),
+                {down, active, act, n, rows, kParts, parts, until == Until::kEnd ? merge : apart, arrivals_ + 1});
         if (until != Until::kEndApart) return;
         Merge alone = merge;
         alone.norm = {};

@@ -1,5 +1,5 @@
-// What the emulator of a GPU gets done on one core: exchanges and barriers of lanes, threads, launches; one JSON line. Time
-// is that of the process, so that neighbours do not count.
+// What the emulator of a GPU gets done on one core: exchanges and barriers of lanes, threads, launches; one JSON line.
+// Time is that of the process, so that neighbours do not count.
 #include <ctime>
 #include <cstdio>
 
@@ -59,14 +59,20 @@ int main() {
   const auto device = emulator::make_device(none);
   void* const stream = device->stream();
   const dim3 block(256);
-  const double exchanges = rate(*device, 4 * 256 * 1e4, [&] { PI_LAUNCH(shuffles, dim3(4), block, 0, stream, Args{x, 10000}); });
-  const double waits = rate(*device, 4 * 256 * 1e4, [&] { PI_LAUNCH(barriers, dim3(4), block, 0, stream, Args{x, 10000}); });
+  const double exchanges = rate(*device, 4 * 256 * 1e4, [&] {
+    PI_LAUNCH(shuffles, dim3(4), block, 0, stream, Args{x, 10000});
+  });
+  const double waits = rate(*device, 4 * 256 * 1e4, [&] {
+    PI_LAUNCH(barriers, dim3(4), block, 0, stream, Args{x, 10000});
+  });
   const double threads = rate(*device, 256 * 4e4, [&] { PI_LAUNCH(plain, dim3(40000), block, 0, stream, Args{x, 0}); });
   const double meeting = rate(*device, 256 * 1e4, [&] { PI_LAUNCH(once, dim3(10000), block, 0, stream, Args{x, 0}); });
   const double launches = rate(*device, 1e4, [&] {
     for (int i = 0; i < 10000; ++i) PI_LAUNCH(plain, dim3(1), dim3(1), 0, stream, Args{x, 0});
   });
-  std::printf("{\"exchangesPerSecond\":%.3g,\"barriersPerSecond\":%.3g,\"threadsPerSecond\":%.3g,\"threadsWithABarrierPerSecond\":%.3g,\"launchesPerSecond\":%.3g}\n",
-              exchanges, waits, threads, meeting, launches);
+  std::printf(
+      "{\"exchangesPerSecond\":%.3g,\"barriersPerSecond\":%.3g,\"threadsPerSecond\":%.3g,"
+      "\"threadsWithABarrierPerSecond\":%.3g,\"launchesPerSecond\":%.3g}\n",
+      exchanges, waits, threads, meeting, launches);
   return 0;
 }

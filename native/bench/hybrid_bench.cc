@@ -1,11 +1,13 @@
-// A model that a GPU of too little memory shares with the CPU: decoding on the CPU alone, split for budgets of device memory,
-// and with everything in it.
-//   PI_DEVICE=cuda build/Release/pi_hybrid_bench [--shape 7b|13b|tiny] [--type f16|q4_0] [--active 0.08] [--budgets 2,3,5]
+// A model that a GPU of too little memory shares with the CPU: decoding on the CPU alone, split for budgets of device
+// memory, and with everything in it.
+//   PI_DEVICE=cuda build/Release/pi_hybrid_bench [--shape 7b|13b|tiny] [--type f16|q4_0] [--active 0.08] [--budgets
+//   2,3,5]
 //     [--tokens 64] [--prompt 128] [--stream 48] [--threads N] [--folder /tmp]
 // From --stream rows on, a prompt's weights that are the CPU's are sent to the GPU.
-// A budget of 3 is a third of the model's bytes; 0 is no GPU, 1 all of the model. Weights are planted (bench/planted_model.h),
-// tokens random, neurons split as they would be placed: projections, keys and values first, for every token needs them, then
-// the head, then predictors and the hottest neurons of all layers alike. Lines that begin with { are JSON: all runs so far.
+// A budget of 3 is a third of the model's bytes; 0 is no GPU, 1 all of the model. Weights are planted
+// (bench/planted_model.h), tokens random, neurons split as they would be placed: projections, keys and values first,
+// for every token needs them, then the head, then predictors and the hottest neurons of all layers alike. Lines that
+// begin with { are JSON: all runs so far.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -33,8 +35,10 @@ struct Arguments {
 Arguments parse(int argc, char** argv) {
   Arguments a;
   a.threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  const std::map<std::string, std::string*> texts{{"--shape", &a.shape}, {"--type", &a.type}, {"--budgets", &a.budgets}, {"--folder", &a.folder}};
-  const std::map<std::string, int*> numbers{{"--tokens", &a.tokens}, {"--prompt", &a.prompt}, {"--stream", &a.stream}, {"--threads", &a.threads}};
+  const std::map<std::string, std::string*> texts{
+      {"--shape", &a.shape}, {"--type", &a.type}, {"--budgets", &a.budgets}, {"--folder", &a.folder}};
+  const std::map<std::string, int*> numbers{
+      {"--tokens", &a.tokens}, {"--prompt", &a.prompt}, {"--stream", &a.stream}, {"--threads", &a.threads}};
   for (int i = 1; i < argc; i += 2) {
     const std::string name = argv[i];
     const bool known = texts.count(name) || numbers.count(name) || name == "--active";
@@ -63,7 +67,8 @@ PlantedShape shape_of(const Arguments& a) {
   return shape;
 }
 
-// ---------------------------------------------------------------------------------------------------------------- splits
+// ----------------------------------------------------------------------------------------------------------------
+// splits
 
 // The first `amount` of what a GPU is given, in this order: each layer's attention, the head, neurons of all layers.
 GpuOptions split_of(const PlantedShape& shape, int amount, const Arguments& a) {
@@ -95,7 +100,8 @@ GpuOptions fitting_split(const PlantedShape& shape, EngineOptions options, size_
   return gpu;
 }
 
-// ----------------------------------------------------------------------------------------------------------------- steps
+// -----------------------------------------------------------------------------------------------------------------
+// steps
 
 // One sequence of random tokens.
 class Sequence {
@@ -107,8 +113,10 @@ class Sequence {
   // Seconds of a step of the next `n` rows.
   double step(int n, bool prompt) {
     std::vector<int32_t> tokens(n), positions(n), sequences(n, 0);
-    for (int i = 0; i < n; ++i) tokens[i] = static_cast<int32_t>(next_random(random_) % engine_.config().vocab), positions[i] = position_++;
-    const std::vector<uint8_t> modes(n, static_cast<uint8_t>(prompt ? FfnMode::kDense : FfnMode::kPredictor)), prefill(n, prompt);
+    for (int i = 0; i < n; ++i)
+      tokens[i] = static_cast<int32_t>(next_random(random_) % engine_.config().vocab), positions[i] = position_++;
+    const std::vector<uint8_t> modes(n, static_cast<uint8_t>(prompt ? FfnMode::kDense : FfnMode::kPredictor)),
+        prefill(n, prompt);
     const int32_t output = n - 1;
     Batch b;
     b.n_rows = n;
@@ -129,7 +137,8 @@ class Sequence {
   uint64_t random_ = 1;
 };
 
-// Of the shorter of the two devices' times for neurons, the share in which the other was at its neurons of the layer, too.
+// Of the shorter of the two devices' times for neurons, the share in which the other was at its neurons of the layer,
+// too.
 double overlap_of(std::vector<TraceSpan> spans, int layers) {
   double both = 0, shorter = 0;
   for (int layer = 0; layer < layers; ++layer) {
@@ -181,7 +190,8 @@ Measured measure(const Arguments& a, EngineOptions options) {
   return m;
 }
 
-// --------------------------------------------------------------------------------------------------------------- results
+// ---------------------------------------------------------------------------------------------------------------
+// results
 
 std::string format(const char* text, auto... values) {
   char line[2048];
@@ -197,18 +207,26 @@ std::string json(const Arguments& a, const std::string& name, size_t budget, con
   LayerStats sums;
   for (const LayerStats& layer : m.stats.layers) sums.add(layer);
   const double neurons = std::max<double>(1, static_cast<double>(sums.rows) * shape_of(a).n_neurons);
-  std::string out = format("{\"run\":\"%s\",\"tokensPerSecond\":%.3f,\"medianTokenSeconds\":%.6f,\"promptTokensPerSecond\":%.3f", name.c_str(),
-                           n / m.seconds, m.median, a.prompt / m.prompt_seconds);
+  std::string out =
+      format("{\"run\":\"%s\",\"tokensPerSecond\":%.3f,\"medianTokenSeconds\":%.6f,\"promptTokensPerSecond\":%.3f",
+             name.c_str(), n / m.seconds, m.median, a.prompt / m.prompt_seconds);
   out += format(",\"bytesPerToken\":%.0f,\"bytesPerSecond\":%.0f", all / n, all / m.seconds);
   out += format(",\"predictedShare\":%.4f,\"firedShare\":%.4f", sums.predicted / neurons, sums.active / neurons);
   if (gpu.layers.empty()) return out + "}";
-  const auto attention = std::count_if(gpu.layers.begin(), gpu.layers.end(), [](const LayerSplit& l) { return l.attention; });
-  out += format(",\"budgetBytes\":%zu,\"deviceBytes\":{\"weights\":%zu,\"predictors\":%zu,\"kv\":%zu,\"scratch\":%zu,\"context\":%zu}", budget,
-                m.memory.weights, m.memory.predictors, m.memory.kv, m.memory.scratch, m.memory.context);
-  out += format(",\"attentionLayers\":%d,\"head\":%s,\"neuronsPerLayer\":%d", static_cast<int>(attention), gpu.head ? "true" : "false", gpu.layers[0].neurons);
-  out += format(",\"gpuShareOfNeurons\":%.4f,\"gpuShareOfFired\":%.4f,\"gpuBytesPerSecond\":%.0f", asked > 0 ? g.gpu_neurons / asked : 0.0,
-                g.gpu_fired + g.cpu_fired > 0 ? static_cast<double>(g.gpu_fired) / (g.gpu_fired + g.cpu_fired) : 0.0, device / m.seconds);
-  out += format(",\"waitsPerToken\":%.2f,\"waitShare\":%.4f,\"launchesPerToken\":%.2f", g.waits / n, g.wait_seconds / m.seconds, g.launches / n);
+  const auto attention =
+      std::count_if(gpu.layers.begin(), gpu.layers.end(), [](const LayerSplit& l) { return l.attention; });
+  out += format(
+      ",\"budgetBytes\":%zu,\"deviceBytes\":{\"weights\":%zu,\"predictors\":%zu,\"kv\":%zu,\"scratch\":%zu,\"context\":"
+      "%zu}",
+      budget, m.memory.weights, m.memory.predictors, m.memory.kv, m.memory.scratch, m.memory.context);
+  out += format(",\"attentionLayers\":%d,\"head\":%s,\"neuronsPerLayer\":%d", static_cast<int>(attention),
+                gpu.head ? "true" : "false", gpu.layers[0].neurons);
+  out += format(",\"gpuShareOfNeurons\":%.4f,\"gpuShareOfFired\":%.4f,\"gpuBytesPerSecond\":%.0f",
+                asked > 0 ? g.gpu_neurons / asked : 0.0,
+                g.gpu_fired + g.cpu_fired > 0 ? static_cast<double>(g.gpu_fired) / (g.gpu_fired + g.cpu_fired) : 0.0,
+                device / m.seconds);
+  out += format(",\"waitsPerToken\":%.2f,\"waitShare\":%.4f,\"launchesPerToken\":%.2f", g.waits / n,
+                g.wait_seconds / m.seconds, g.launches / n);
   out += format(",\"transfersPerToken\":%.2f,\"transferBytesPerToken\":%.0f", g.transfers / n, g.transfer_bytes / n);
   out += format(",\"promptStreamedBytes\":%llu", static_cast<unsigned long long>(m.streamed));
   return out + (m.overlap < 0 ? ",\"overlap\":null}" : format(",\"overlap\":%.4f}", m.overlap));
@@ -219,7 +237,8 @@ std::vector<int> numbers(const std::string& list) {
   for (size_t at = 0; at < list.size();) {
     const size_t comma = std::min(list.find(',', at), list.size());
     const std::string item = list.substr(at, comma - at);
-    if (item.empty() || item.find_first_not_of("0123456789") != std::string::npos) throw std::runtime_error("--budgets: expected numbers, got " + list);
+    if (item.empty() || item.find_first_not_of("0123456789") != std::string::npos)
+      throw std::runtime_error("--budgets: expected numbers, got " + list);
     out.push_back(std::stoi(item));
     at = comma + 1;
   }
@@ -237,12 +256,15 @@ int run(int argc, char** argv) {
   const std::string backend = opened.device ? opened.device->info().backend : "none";
   const double began = Trace::now();
   const PlantedModel model(shape, a.folder, a.threads);
-  std::printf("%s %s, %.0f %% of neurons: %.2f GB, made in %.1f s; ", a.shape.c_str(), a.type.c_str(), 100 * a.active, model.bytes() / 1e9, Trace::now() - began);
+  std::printf("%s %s, %.0f %% of neurons: %.2f GB, made in %.1f s; ", a.shape.c_str(), a.type.c_str(), 100 * a.active,
+              model.bytes() / 1e9, Trace::now() - began);
   std::printf("GPU %s; %d threads\n", device.c_str(), a.threads);
   const std::string about =
-      format("{\"bench\":\"hybrid\",\"device\":\"%s\",\"backend\":\"%s\",\"shape\":\"%s\",\"type\":\"%s\",\"active\":%.4f", device.c_str(),
-             backend.c_str(), a.shape.c_str(), a.type.c_str(), a.active) +
-      format(",\"modelBytes\":%zu,\"threads\":%d,\"tokens\":%d,\"prompt\":%d,\"runs\":[", model.bytes(), a.threads, a.tokens, a.prompt);
+      format(
+          "{\"bench\":\"hybrid\",\"device\":\"%s\",\"backend\":\"%s\",\"shape\":\"%s\",\"type\":\"%s\",\"active\":%.4f",
+          device.c_str(), backend.c_str(), a.shape.c_str(), a.type.c_str(), a.active) +
+      format(",\"modelBytes\":%zu,\"threads\":%d,\"tokens\":%d,\"prompt\":%d,\"runs\":[", model.bytes(), a.threads,
+             a.tokens, a.prompt);
   std::string runs;
   bool failed = false;
   for (int budget : budgets) {
@@ -251,12 +273,16 @@ int run(int argc, char** argv) {
     std::string result;
     try {
       // All of the model is what fits into all of the device.
-      size_t bytes = budget > 1 ? model.bytes() / budget : budget == 1 && opened.device ? opened.device->info().total_bytes : 0;
-      if (budget > 1 && backend == "emulated") bytes += opened.device->info().context_bytes + GpuPrograms::bytes(shape.n_layers);  // more than a tiny model
+      size_t bytes = budget > 1                     ? model.bytes() / budget
+                     : budget == 1 && opened.device ? opened.device->info().total_bytes
+                                                    : 0;
+      if (budget > 1 && backend == "emulated")
+        bytes += opened.device->info().context_bytes + GpuPrograms::bytes(shape.n_layers);  // more than a tiny model
       if (budget > 0) options.gpu = fitting_split(shape, options, bytes, a);
       const GpuOptions gpu = options.gpu;
       const Measured m = measure(a, std::move(options));
-      std::printf("%-4s %8.2f tokens/s, prompt %8.1f tokens/s", name_of(budget).c_str(), a.tokens / m.seconds, a.prompt / m.prompt_seconds);
+      std::printf("%-4s %8.2f tokens/s, prompt %8.1f tokens/s", name_of(budget).c_str(), a.tokens / m.seconds,
+                  a.prompt / m.prompt_seconds);
       const GpuStats& g = m.stats.gpu;
       const double asked = std::max<double>(1, static_cast<double>(g.gpu_neurons + g.cpu_neurons));
       if (budget > 0) std::printf(", GPU %.1f %% of neurons", 100 * g.gpu_neurons / asked);
@@ -266,7 +292,8 @@ int run(int argc, char** argv) {
       failed = true;
       std::printf("%-4s %s\n", name_of(budget).c_str(), error.what());
       std::string what = error.what();
-      std::replace_if(what.begin(), what.end(), [](char c) { return c == '"' || c == '\\' || c < ' '; }, '\'');
+      std::replace_if(
+          what.begin(), what.end(), [](char c) { return c == '"' || c == '\\' || c < ' '; }, '\'');
       result = format("{\"run\":\"%s\",\"error\":\"%s\"}", name_of(budget).c_str(), what.c_str());
     }
     runs += (runs.empty() ? "" : ",") + result;

@@ -22,7 +22,9 @@ namespace {
 constexpr double kSkew = 6.2;  // frequencies fall as e^(-kSkew place): the first quarter is four fifths
 
 // Uniform of mean 0 and variance 1.
-float noise(uint64_t& state) { return static_cast<float>((static_cast<double>(next_random(state) >> 40) * 0x1p-24 - 0.5) * std::sqrt(12.0)); }
+float noise(uint64_t& state) {
+  return static_cast<float>((static_cast<double>(next_random(state) >> 40) * 0x1p-24 - 0.5) * std::sqrt(12.0));
+}
 
 uint64_t row_seed(uint64_t seed, int64_t row) {
   uint64_t state = seed * 0x100000001b3u + static_cast<uint64_t>(row);
@@ -47,7 +49,8 @@ double planted_frequency(double active, double place) {
 
 PlantedModel::PlantedModel(const PlantedShape& shape, const std::string& folder, int threads) : shape_(shape) {
   ModelConfig& c = config_;
-  c.dim = shape.dim, c.n_layers = shape.n_layers, c.n_heads = c.n_kv_heads = shape.n_heads, c.head_dim = shape.dim / shape.n_heads;
+  c.dim = shape.dim, c.n_layers = shape.n_layers, c.n_heads = c.n_kv_heads = shape.n_heads,
+  c.head_dim = shape.dim / shape.n_heads;
   c.n_neurons = shape.n_neurons, c.vocab = shape.vocab, c.max_positions = shape.positions;
   c.norm_eps = 1e-5f;
   for (int i = 0; i < c.head_dim / 2; ++i) c.rope_frequencies.push_back(std::pow(10000.0, -2.0 * i / c.head_dim));
@@ -88,10 +91,11 @@ void PlantedModel::add(const std::string& name, std::vector<int64_t> shape, DTyp
 }
 
 void PlantedModel::add_noise(const std::string& name, int64_t rows, int64_t cols, double scale) {
-  add(name, {rows, cols}, shape_.type, [seed = ++seed_, cols, scale = static_cast<float>(scale)](int64_t row, float* out) {
-    uint64_t state = row_seed(seed, row);
-    for (int64_t i = 0; i < cols; ++i) out[i] = scale * noise(state);
-  });
+  add(name, {rows, cols}, shape_.type,
+      [seed = ++seed_, cols, scale = static_cast<float>(scale)](int64_t row, float* out) {
+        uint64_t state = row_seed(seed, row);
+        for (int64_t i = 0; i < cols; ++i) out[i] = scale * noise(state);
+      });
 }
 
 void PlantedModel::add_layer(int layer) {
@@ -99,14 +103,15 @@ void PlantedModel::add_layer(int layer) {
   const int64_t dim = config_.dim;
   const auto ones = [dim](int64_t, float* out) { std::fill_n(out, dim, 1.0f); };
   for (const char* norm : {"attn_norm", "ffn_norm"}) add(at + norm + ".weight", {dim}, DType::kF32, ones);
-  for (const char* matrix : {"attn.q", "attn.k", "attn.v", "attn.o"}) add_noise(at + matrix + ".weight", dim, dim, 1 / std::sqrt(dim));
+  for (const char* matrix : {"attn.q", "attn.k", "attn.v", "attn.o"})
+    add_noise(at + matrix + ".weight", dim, dim, 1 / std::sqrt(dim));
   add_ffn(at, ++seed_);
   ++seed_;
 }
 
-// Column j of the gate looks at direction j % rank of its inputs, with a sign of its own, and a neuron mixes the directions:
-// the gate's rows are sums of `rank` rows, which the predictor has. Inputs are normed, so a gate without its bias is about
-// normally distributed, with variance 1, and the bias says how often it opens.
+// Column j of the gate looks at direction j % rank of its inputs, with a sign of its own, and a neuron mixes the
+// directions: the gate's rows are sums of `rank` rows, which the predictor has. Inputs are normed, so a gate without
+// its bias is about normally distributed, with variance 1, and the bias says how often it opens.
 void PlantedModel::add_ffn(const std::string& at, uint64_t seed) {
   const int64_t dim = config_.dim, n = config_.n_neurons, rank = shape_.rank;
   const auto sign = [seed](int64_t column) { return row_seed(seed, column) & 1 ? 1.0f : -1.0f; };
@@ -141,7 +146,9 @@ void PlantedModel::add_ffn(const std::string& at, uint64_t seed) {
 
 // Some rows at a time, straight into the file.
 void PlantedModel::write(ThreadPool& pool) {
-  const auto refuse = [&](const char* what) { throw std::runtime_error(std::string(what) + " " + path_ + ": " + std::strerror(errno)); };
+  const auto refuse = [&](const char* what) {
+    throw std::runtime_error(std::string(what) + " " + path_ + ": " + std::strerror(errno));
+  };
   const int fd = ::mkstemp(path_.data());
   if (fd < 0) refuse("cannot write");
   const bool room = ::posix_fallocate(fd, 0, static_cast<off_t>(bytes_)) == 0;
@@ -164,7 +171,8 @@ void PlantedModel::write(ThreadPool& pool) {
     std::vector<float> values(n * cols);
     for (size_t i = 0; i < n; ++i) rows_[job.tensor](job.begin + i, &values[i * cols]);
     uint8_t* const out = static_cast<uint8_t*>(memory) + tensor.offset + job.begin * row_bytes(tensor.type, cols);
-    quant::convert(reinterpret_cast<const uint8_t*>(values.data()), DType::kF32, out, tensor.type, n, cols, false, quant::Scales::kPlain, 1);
+    quant::convert(reinterpret_cast<const uint8_t*>(values.data()), DType::kF32, out, tensor.type, n, cols, false,
+                   quant::Scales::kPlain, 1);
   });
   ::munmap(memory, bytes_);
 }

@@ -1,5 +1,5 @@
-// Models of any shape whose neurons fire as seldom, and as unevenly, as is asked for: random weights in a file of their own,
-// with predictors that know. What they say means nothing; what they cost is what a real model of the shape costs.
+// Models of any shape whose neurons fire as seldom, and as unevenly, as is asked for: random weights in a file of their
+// own, with predictors that know. What they say means nothing; what they cost is what a real model of the shape costs.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +15,9 @@ namespace pi::bench {
 struct PlantedShape {
   DType type = DType::kF16;
   int dim = 0, n_layers = 0, n_heads = 0, n_neurons = 0, vocab = 0;
-  int rank = 0;       // of the gate, and of the predictor that knows it
-  double active = 0;  // share of the neurons that fire for a token; a quarter of them, the first, make four fifths of it
+  int rank = 0;  // of the gate, and of the predictor that knows it
+  double active =
+      0;  // share of the neurons that fire for a token; a quarter of them, the first, make four fifths of it
   int positions = 0;
 };
 

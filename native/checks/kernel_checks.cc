@@ -76,7 +76,8 @@ Weights make_weights(DType type, int rows, int cols, uint32_t seed, bool saturat
 double tolerance(int n, double absolute_sum) { return (n + 8) * 6e-8 * absolute_sum + 1e-30; }
 
 std::string at(const char* what, size_t i, double expected, double actual) {
-  return std::string(what) + " " + std::to_string(i) + ": expected " + std::to_string(expected) + ", got " + std::to_string(actual);
+  return std::string(what) + " " + std::to_string(i) + ": expected " + std::to_string(expected) + ", got " +
+         std::to_string(actual);
 }
 
 // Rows of activations as a table's products read them, and the exact values that stand for them.
@@ -155,7 +156,8 @@ std::string check_dot(const Table& k, DType type, int rows, int cols, int tokens
   std::vector<int32_t> list(rows);
   for (int r = 0; r < rows; ++r) list[r] = r;
   for (int t = 0; t < tokens; ++t) {
-    const kernels::Activations one{&in.x[size_t(t) * cols], size_t(cols), &in.quants[t * kernels::quantized_bytes(cols)], 1};
+    const kernels::Activations one{&in.x[size_t(t) * cols], size_t(cols),
+                                   &in.quants[t * kernels::quantized_bytes(cols)], 1};
     for (int begin = 0; begin < rows; begin += 5) {
       k.dot_rows({w.view, list.data(), begin, std::min(rows, begin + 5), one, &again[size_t(t) * rows], size_t(rows)});
     }
@@ -164,7 +166,8 @@ std::string check_dot(const Table& k, DType type, int rows, int cols, int tokens
 }
 
 // y [tokens, rows of the output] of a product of the prefill.
-std::vector<float> run_gemm(const Table& k, const Weights& w, bool transposed, int w_rows, const std::vector<float>& x, int tokens, int panel) {
+std::vector<float> run_gemm(const Table& k, const Weights& w, bool transposed, int w_rows, const std::vector<float>& x,
+                            int tokens, int panel) {
   const int inner = transposed ? w_rows : w.view.cols, rows = transposed ? w.view.cols : w_rows, tile = k.tile_tokens;
   const bool blocks = block_size(w.view.type) > 1;
   const int padded = (inner + 31) / 32 * 32, tiles = (tokens + tile - 1) / tile;
@@ -187,8 +190,8 @@ std::vector<float> run_gemm(const Table& k, const Weights& w, bool transposed, i
   }
   std::vector<float> y(size_t(tiles) * rows * tile), out(size_t(tokens) * rows);
   for (int begin = 0; begin < rows; begin += panel) {
-    k.gemm({w.view, transposed, w_rows, begin, std::min(begin + panel, rows), packed.data(), tile_bytes, tokens, panels.data(), &y[begin * tile],
-            size_t(rows) * tile});
+    k.gemm({w.view, transposed, w_rows, begin, std::min(begin + panel, rows), packed.data(), tile_bytes, tokens,
+            panels.data(), &y[begin * tile], size_t(rows) * tile});
   }
   for (int t = 0; t < tokens; ++t) {
     for (int r = 0; r < rows; ++r) out[size_t(t) * rows + r] = y[(size_t(t / tile) * rows + r) * tile + t % tile];
@@ -216,7 +219,8 @@ std::string check_gemm(const Table& k, DType type, bool transposed, bool saturat
     for (int r = 0; r < outer; ++r) {
       double sum = 0, absolute = 0;
       for (int j = 0; j < inner; ++j) {
-        const double product = w.values[transposed ? size_t(j) * cols + r : size_t(r) * cols + j] * values[size_t(t) * inner + j];
+        const double product =
+            w.values[transposed ? size_t(j) * cols + r : size_t(r) * cols + j] * values[size_t(t) * inner + j];
         sum += product;
         absolute += std::fabs(product);
       }
@@ -226,14 +230,15 @@ std::string check_gemm(const Table& k, DType type, bool transposed, bool saturat
       errors += (got - sum) * (got - sum);
     }
   }
-  // Quantised anew along the sum, both factors are off by up to half a step of 1/127 of the largest of 32, at random: for
-  // normal values, whose largest is about 2.5 times their root mean square, 2.5 / 127 / sqrt(12) of it each.
+  // Quantised anew along the sum, both factors are off by up to half a step of 1/127 of the largest of 32, at random:
+  // for normal values, whose largest is about 2.5 times their root mean square, 2.5 / 127 / sqrt(12) of it each.
   if (!(errors <= squares * 0.02 * 0.02)) return at("relative error", 0, 0.02, std::sqrt(errors / squares));
   // A token alone, and another split into panels: the same bits.
   for (int t : {0, k.tile_tokens + 1, tokens - 1}) {
     const std::vector<float> one(x.begin() + size_t(t) * inner, x.begin() + size_t(t + 1) * inner);
     const std::vector<float> again = run_gemm(k, w, transposed, rows, one, 1, transposed ? 64 : 32);
-    if (std::memcmp(again.data(), &y[size_t(t) * outer], outer * 4) != 0) return "bits of token " + std::to_string(t) + " depend on the others";
+    if (std::memcmp(again.data(), &y[size_t(t) * outer], outer * 4) != 0)
+      return "bits of token " + std::to_string(t) + " depend on the others";
   }
   return "";
 }
@@ -267,10 +272,12 @@ std::string check_axpy(const Table& k, DType type, int rows, int cols, int token
     }
     const int n = static_cast<int>(list.size());
     for (int begin = 0; begin < n; begin += 13) {
-      k.axpy_rows({w.view, list.data(), begin, std::min(n, begin + 13), packed.data(), list.size(), 1, &again[size_t(t) * cols], size_t(cols)});
+      k.axpy_rows({w.view, list.data(), begin, std::min(n, begin + 13), packed.data(), list.size(), 1,
+                   &again[size_t(t) * cols], size_t(cols)});
     }
   }
-  return std::memcmp(y.data(), again.data(), y.size() * 4) == 0 ? "" : "bits depend on the tiling, or on skipping zeros";
+  return std::memcmp(y.data(), again.data(), y.size() * 4) == 0 ? ""
+                                                                : "bits depend on the tiling, or on skipping zeros";
 }
 
 std::string check_dequantize(const Table& k, DType type) {
@@ -292,7 +299,8 @@ std::string check_attention(const Table& k, kernels::KvType type, int positions,
   const int blocks = (positions + kBlock - 1) / kBlock;
   const size_t side = kernels::kv_tile_bytes(type, head_dim);
   const std::vector<float> q = random_vector(kGroup * head_dim, 12, 3.0f);
-  const std::vector<float> keys = random_vector(size_t(positions) * head_dim, 13), values = random_vector(size_t(positions) * head_dim, 22);
+  const std::vector<float> keys = random_vector(size_t(positions) * head_dim, 13),
+                           values = random_vector(size_t(positions) * head_dim, 22);
   std::vector<uint8_t> cache(blocks * 2 * side, 0xff);  // NaN where nothing was stored
   std::vector<int32_t> table(blocks);
   for (int b = 0; b < blocks; ++b) table[b] = blocks - 1 - b;
@@ -303,8 +311,10 @@ std::string check_attention(const Table& k, kernels::KvType type, int positions,
   std::vector<float> out(kGroup * head_dim);
   const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim));
   std::vector<kernels::Query> queries;
-  for (int g = 0; g < kGroup; ++g) queries.push_back({&q[g * head_dim], &out[g * head_dim], g == 1 ? (positions + 1) / 2 : positions});
-  kernels::Attention call{queries.data(), kGroup, head_dim, cache.data(), cache.data() + side, 2 * side, type, table.data(), scale, nullptr};
+  for (int g = 0; g < kGroup; ++g)
+    queries.push_back({&q[g * head_dim], &out[g * head_dim], g == 1 ? (positions + 1) / 2 : positions});
+  kernels::Attention call{queries.data(), kGroup, head_dim,     cache.data(), cache.data() + side,
+                          2 * side,       type,   table.data(), scale,        nullptr};
   k.attention(call);
   // Alone: the same bits.
   for (int g = 0; g < kGroup; ++g) {
@@ -313,7 +323,8 @@ std::string check_attention(const Table& k, kernels::KvType type, int positions,
     call.queries = &query;
     call.n_queries = 1;
     k.attention(call);
-    if (std::memcmp(alone.data(), &out[g * head_dim], head_dim * sizeof(float)) != 0) return "bits of query " + std::to_string(g) + " depend on the others";
+    if (std::memcmp(alone.data(), &out[g * head_dim], head_dim * sizeof(float)) != 0)
+      return "bits of query " + std::to_string(g) + " depend on the others";
   }
 
   // The tolerance follows the type's rounding, of keys into scores and of values into the result.
@@ -331,7 +342,8 @@ std::string check_attention(const Table& k, kernels::KvType type, int positions,
     for (int d = 0; d < head_dim; ++d) {
       double expected = 0;
       for (int p = 0; p < n; ++p) expected += weight[p] / total * values[size_t(p) * head_dim + d];
-      if (!(std::fabs(out[g * head_dim + d] - expected) <= 1e-5 + 10 * step[int(type)])) return at("dimension", d, expected, out[g * head_dim + d]);
+      if (!(std::fabs(out[g * head_dim + d] - expected) <= 1e-5 + 10 * step[int(type)]))
+        return at("dimension", d, expected, out[g * head_dim + d]);
     }
   }
   return "";
@@ -351,7 +363,8 @@ std::string check_activation(const Table& k, kernels::Unary f, double (*twin)(do
 
 std::string check_norms(const Table& k) {
   constexpr int kN = 333;
-  const std::vector<float> x = random_vector(kN, 15, 3.0f), weight = random_vector(kN, 16), bias = random_vector(kN, 17);
+  const std::vector<float> x = random_vector(kN, 15, 3.0f), weight = random_vector(kN, 16),
+                           bias = random_vector(kN, 17);
   std::vector<float> rms(kN), layer(kN);
   k.rms_norm(x.data(), weight.data(), 1e-5f, kN, rms.data());
   k.layer_norm(x.data(), weight.data(), bias.data(), 1e-5f, kN, layer.data());
@@ -454,18 +467,22 @@ const bool registered = [] {
       }
       Check(name + "dequantize", [=] { return check_dequantize(*k, type); });
     }
-    for (int cols : {8, 56, 64, 264, 504, 1024}) Check(isa + "signs of " + std::to_string(cols), [=] { return check_signs(*k, cols); });
-    for (int cols : {96, 128, 544}) Check(isa + "quantize " + std::to_string(cols), [=] { return check_quantize(*k, cols); });
+    for (int cols : {8, 56, 64, 264, 504, 1024})
+      Check(isa + "signs of " + std::to_string(cols), [=] { return check_signs(*k, cols); });
+    for (int cols : {96, 128, 544})
+      Check(isa + "quantize " + std::to_string(cols), [=] { return check_quantize(*k, cols); });
     for (const kernels::KvType type : {kernels::KvType::kF32, kernels::KvType::kF16, kernels::KvType::kQ8}) {
       for (int positions : {1, 32, 77}) {
-        Check(isa + kKvNames[int(type)] + " attention over " + std::to_string(positions), [=] { return check_attention(*k, type, positions, 40); });
+        Check(isa + kKvNames[int(type)] + " attention over " + std::to_string(positions),
+              [=] { return check_attention(*k, type, positions, 40); });
       }
     }
     const std::pair<kernels::Unary, double (*)(double)> activations[] = {
         {kernels::Unary::kRelu, relu}, {kernels::Unary::kRelu2, relu2}, {kernels::Unary::kFatRelu, fatrelu},
         {kernels::Unary::kSilu, silu}, {kernels::Unary::kGelu, gelu},   {kernels::Unary::kGeluTanh, gelu_tanh}};
     for (const auto& [f, twin] : activations) {
-      Check(isa + "activation " + std::to_string(static_cast<int>(f)), [k, f = f, twin = twin] { return check_activation(*k, f, twin); });
+      Check(isa + "activation " + std::to_string(static_cast<int>(f)),
+            [k, f = f, twin = twin] { return check_activation(*k, f, twin); });
     }
     Check(isa + "norms", [=] { return check_norms(*k); });
     Check(isa + "highest", [=] { return check_highest(*k); });

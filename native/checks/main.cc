@@ -29,7 +29,9 @@ std::string run(const Entry& entry) {
 
 }  // namespace
 
-Check::Check(std::string name, std::function<std::string()> body) { entries().push_back({std::move(name), std::move(body)}); }
+Check::Check(std::string name, std::function<std::string()> body) {
+  entries().push_back({std::move(name), std::move(body)});
+}
 
 // Those whose name has one of the words in it; all without any. None at all is a failure.
 int run_all(const std::vector<std::string>& words) {
@@ -39,7 +41,8 @@ int run_all(const std::vector<std::string>& words) {
     if (!words.empty() && std::none_of(words.begin(), words.end(), named)) continue;
     ++ran;
     const std::string problem = run(entry);
-    std::printf("%s %s%s%s\n", problem.empty() ? "ok" : "FAIL", entry.name.c_str(), problem.empty() ? "" : ": ", problem.c_str());
+    std::printf("%s %s%s%s\n", problem.empty() ? "ok" : "FAIL", entry.name.c_str(), problem.empty() ? "" : ": ",
+                problem.c_str());
     std::fflush(stdout);  // should the next one never end
     failed += problem.empty() ? 0 : 1;
   }

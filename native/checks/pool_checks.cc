@@ -14,7 +14,8 @@ std::string every_index_once(int threads) {
     std::vector<std::atomic<int>> seen(n);
     pool.parallel_for(n, [&](int i) { seen.at(i).fetch_add(1); });
     for (int i = 0; i < n; ++i) {
-      if (seen[i] != 1) return "index " + std::to_string(i) + " of " + std::to_string(n) + " ran " + std::to_string(seen[i]) + " times";
+      if (seen[i] != 1)
+        return "index " + std::to_string(i) + " of " + std::to_string(n) + " ran " + std::to_string(seen[i]) + " times";
     }
   }
   return "";

@@ -18,7 +18,8 @@ std::vector<double> draw(const std::vector<float>& logits, const Choice& choice,
 std::string near(const std::vector<double>& share, const std::vector<double>& expected) {
   for (size_t i = 0; i < expected.size(); ++i) {
     if (std::fabs(share[i] - expected[i]) > 0.0125) {
-      return "token " + std::to_string(i) + ": expected " + std::to_string(expected[i]) + ", drew " + std::to_string(share[i]);
+      return "token " + std::to_string(i) + ": expected " + std::to_string(expected[i]) + ", drew " +
+             std::to_string(share[i]);
     }
   }
   return "";
@@ -39,7 +40,9 @@ const Check greedy("sampler: greedy takes the first of equals", [] {
   return choose(logits.data(), 4, Choice{}, 0).token == 1 ? "" : "took another";
 });
 
-const Check plain("sampler: temperature 1 draws the distribution", [] { return near(draw(kLogits, sampled()), {0.5, 0.25, 0.125, 0.125}); });
+const Check plain("sampler: temperature 1 draws the distribution", [] {
+  return near(draw(kLogits, sampled()), {0.5, 0.25, 0.125, 0.125});
+});
 
 const Check cold("sampler: temperature 0.5 squares it", [] {
   Choice choice = sampled();
@@ -77,9 +80,9 @@ const Check penalties("sampler: penalties", [] {
   choice.history = history;
   choice.n_history = 3;
   choice.output_start = 1;
-  choice.repetition_penalty = 2;                     // weights 4, 2 become 2, sqrt(2)
-  choice.presence_penalty = std::log(2.0f) / 2;      // token 1 alone is in the output: / sqrt(2)
-  choice.frequency_penalty = std::log(2.0f) / 2;     // twice: / 2
+  choice.repetition_penalty = 2;                  // weights 4, 2 become 2, sqrt(2)
+  choice.presence_penalty = std::log(2.0f) / 2;   // token 1 alone is in the output: / sqrt(2)
+  choice.frequency_penalty = std::log(2.0f) / 2;  // twice: / 2
   return near(draw(kLogits, choice), {2 / 4.5, 0.5 / 4.5, 1 / 4.5, 1 / 4.5});
 });
 

@@ -111,7 +111,8 @@ Layer make_layer(int n, int dim, int rows) {
   const std::vector<float> left = random_vector(size_t(n) * dim, 40), right = random_vector(size_t(dim) * dim, 41);
   for (int i = 0; i < n; ++i) {
     for (int k = 0; k < dim; ++k) {
-      for (int j = 0; j < dim; ++j) layer.gate[size_t(i) * dim + j] += left[size_t(i) * dim + k] * right[size_t(k) * dim + j] / (1.0f + k);
+      for (int j = 0; j < dim; ++j)
+        layer.gate[size_t(i) * dim + j] += left[size_t(i) * dim + k] * right[size_t(k) * dim + j] / (1.0f + k);
     }
   }
   const std::vector<float> noise = random_vector(size_t(rows) * dim, 42);
@@ -120,7 +121,8 @@ Layer make_layer(int n, int dim, int rows) {
   std::vector<double> x(width);
   for (int r = 0; r < rows; ++r) {
     for (int j = 0; j < dim; ++j) {
-      const float value = 0.5f + noise[size_t(r) * dim + j] / (1.0f + j % 7) + (j > 0 ? 0.7f * noise[size_t(r) * dim + j - 1] : 0.0f);
+      const float value =
+          0.5f + noise[size_t(r) * dim + j] / (1.0f + j % 7) + (j > 0 ? 0.7f * noise[size_t(r) * dim + j - 1] : 0.0f);
       layer.hidden[size_t(r) * dim + j] = f32_to_f16(value);
       x[j] = f16_to_f32(layer.hidden[size_t(r) * dim + j]);
     }
@@ -140,7 +142,8 @@ std::string check_moments() {
   if (one != three) return "depends on the threads";
   const double largest = layer.moments.back() * 16;
   for (size_t i = 0; i < one.size(); ++i) {
-    if (std::fabs(one[i] - layer.moments[i]) > 1e-5 * largest) return "element " + std::to_string(i) + " is " + std::to_string(one[i]);
+    if (std::fabs(one[i] - layer.moments[i]) > 1e-5 * largest)
+      return "element " + std::to_string(i) + " is " + std::to_string(one[i]);
   }
   return "";
 }
@@ -153,7 +156,8 @@ std::vector<double> eigenvalues(std::vector<double> a, int n) {
         const double off = a[p * n + q];
         if (std::fabs(off) < 1e-300) continue;
         const double theta = (a[q * n + q] - a[p * n + p]) / (2 * off);
-        const double t = (theta >= 0 ? 1 : -1) / (std::fabs(theta) + std::sqrt(theta * theta + 1)), c = 1 / std::sqrt(t * t + 1), s = t * c;
+        const double t = (theta >= 0 ? 1 : -1) / (std::fabs(theta) + std::sqrt(theta * theta + 1)),
+                     c = 1 / std::sqrt(t * t + 1), s = t * c;
         for (int k = 0; k < n; ++k) {
           const double x = a[k * n + p], y = a[k * n + q];
           a[k * n + p] = c * x - s * y, a[k * n + q] = s * x + c * y;
@@ -179,7 +183,8 @@ std::string check_low_rank(int rank) {
   const size_t width = dim + 1;
   const auto covariance = [&](int i, int j) {
     const double rows = layer.rows;
-    return layer.moments[i * width + j] / rows - layer.moments[i * width + dim] * layer.moments[j * width + dim] / rows / rows;
+    return layer.moments[i * width + j] / rows -
+           layer.moments[i * width + dim] * layer.moments[j * width + dim] / rows / rows;
   };
   const auto inner = [&](const std::vector<double>& a, const std::vector<double>& b, int i, int j) {
     double sum = 0;

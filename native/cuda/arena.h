@@ -25,7 +25,8 @@ class Arena {
     const size_t bytes = align_up(n * sizeof(T), 256), at = total();
     used_[static_cast<size_t>(use)] += bytes;
     if (!memory_ || bytes == 0) return nullptr;
-    if (at + bytes > bytes_) throw std::logic_error("device memory: " + std::to_string(at + bytes) + " bytes of " + std::to_string(bytes_));
+    if (at + bytes > bytes_)
+      throw std::logic_error("device memory: " + std::to_string(at + bytes) + " bytes of " + std::to_string(bytes_));
     return reinterpret_cast<T*>(memory_ + at);
   }
 

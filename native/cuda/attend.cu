@@ -1,8 +1,9 @@
 // Attention while decoding: bound by reading keys and values, so every warp streams positions of its own, straight from
-// memory to registers. A row's positions are cut into pieces, one block each; the block that comes last puts them together.
+// memory to registers. A row's positions are cut into pieces, one block each; the block that comes last puts them
+// together.
 //
-// A warp holds 32 / lanes positions at once, `lanes` (a power of two) neighbouring lanes a position, eight elements a lane.
-// It runs an online softmax (Milakov & Gimelshein 2018) for up to eight query heads, which share what is read.
+// A warp holds 32 / lanes positions at once, `lanes` (a power of two) neighbouring lanes a position, eight elements a
+// lane. It runs an online softmax (Milakov & Gimelshein 2018) for up to eight query heads, which share what is read.
 #include "cuda/attend.h"
 #include "cuda/launchers.h"
 #include "cuda/layout.h"
@@ -30,8 +31,8 @@ struct Decode {
   int lanes;          // of a position
 };
 
-// Pieces are whole blocks of positions, all as long as the first. Their number follows from the row's position alone, so
-// that a row's bits depend neither on its neighbours nor on the step.
+// Pieces are whole blocks of positions, all as long as the first. Their number follows from the row's position alone,
+// so that a row's bits depend neither on its neighbours nor on the step.
 struct Cut {
   int blocks, count;  // of a piece; pieces
 };
@@ -63,7 +64,8 @@ struct Step {
 };
 
 template <KvType kType, int kUnroll>
-__device__ __forceinline__ void load_step(const Decode& o, int block, int head, int first, int end, Step<kType, kUnroll>& s) {
+__device__ __forceinline__ void load_step(const Decode& o, int block, int head, int first, int end,
+                                          Step<kType, kUnroll>& s) {
   const int lane = threadIdx.x % kWarp, own = lane / o.lanes, octet = lane % o.lanes, octets = o.kv.head_dim / kOctet;
   const KvTile keys = kv_tile<kType>(o.kv, block, kKeys, head), values = kv_tile<kType>(o.kv, block, kValues, head);
 #pragma unroll
@@ -85,13 +87,15 @@ __device__ __forceinline__ void load_step(const Decode& o, int block, int head, 
 
 // p[h][u] = q[h] · key[u], of the lane's own elements. `q` [kHeads, head_dim] begins at those.
 template <KvType kType, int kHeads, int kUnroll>
-__device__ __forceinline__ void multiply(const float* q, int dim, const Step<kType, kUnroll>& s, float (&p)[kHeads][kUnroll]) {
+__device__ __forceinline__ void multiply(const float* q, int dim, const Step<kType, kUnroll>& s,
+                                         float (&p)[kHeads][kUnroll]) {
   float k[kUnroll][kOctet];
 #pragma unroll
   for (int u = 0; u < kUnroll; ++u) s.keys[u].unpack(k[u]);
 #pragma unroll
   for (int h = 0; h < kHeads; ++h) {
-    const float4 low = *reinterpret_cast<const float4*>(q + h * dim), high = *reinterpret_cast<const float4*>(q + h * dim + 4);
+    const float4 low = *reinterpret_cast<const float4*>(q + h * dim),
+                 high = *reinterpret_cast<const float4*>(q + h * dim + 4);
     const float x[kOctet] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
@@ -102,7 +106,8 @@ __device__ __forceinline__ void multiply(const float* q, int dim, const Step<kTy
 }
 
 template <KvType kType, int kHeads, int kUnroll>
-__device__ __forceinline__ void add_step(const Decode& o, const float* q, const Step<kType, kUnroll>& s, Running<kHeads>& r) {
+__device__ __forceinline__ void add_step(const Decode& o, const float* q, const Step<kType, kUnroll>& s,
+                                         Running<kHeads>& r) {
   float p[kHeads][kUnroll];
   multiply<kType, kHeads>(q, o.kv.head_dim, s, p);
   for (int with = o.lanes / 2; with > 0; with /= 2) {
@@ -144,14 +149,16 @@ __device__ __forceinline__ void add_step(const Decode& o, const float* q, const 
 
 // The groups of lanes of a warp, then the warps of the block, in order; then to memory.
 template <int kHeads>
-__device__ __forceinline__ void finish(const Decode& o, Running<kHeads>& r, int row, int first_head, int heads, float* shared) {
+__device__ __forceinline__ void finish(const Decode& o, Running<kHeads>& r, int row, int first_head, int heads,
+                                       float* shared) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, dim = o.kv.head_dim;
   for (int with = o.lanes; with < kWarp; with *= 2) {
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
       float other[kOctet];
       for (int i = 0; i < kOctet; ++i) other[i] = __shfl_xor_sync(kAllLanes, r.sum[h][i], with);
-      const float high = __shfl_xor_sync(kAllLanes, r.high[h], with), total = __shfl_xor_sync(kAllLanes, r.total[h], with);
+      const float high = __shfl_xor_sync(kAllLanes, r.high[h], with),
+                  total = __shfl_xor_sync(kAllLanes, r.total[h], with);
       r.merge(h, high, total, other);
     }
   }
@@ -185,7 +192,8 @@ __device__ __forceinline__ void finish(const Decode& o, Running<kHeads>& r, int 
 
 // q [kHeads, head_dim] to shared memory, rotated; zeros past the last head.
 template <int kHeads>
-__device__ __forceinline__ void load_queries(const Decode& o, int row, int first_head, int heads, int position, float* q) {
+__device__ __forceinline__ void load_queries(const Decode& o, int row, int first_head, int heads, int position,
+                                             float* q) {
   const Attend& a = o.a;
   const int dim = o.kv.head_dim, half = dim / 2;
   const bool rotated = a.now.key && a.now.cosine && position >= 0;
@@ -193,14 +201,15 @@ __device__ __forceinline__ void load_queries(const Decode& o, int row, int first
     const int h = i / half, d = i % half;
     const float* from = a.q + (size_t(row) * a.n_heads + first_head + h) * dim + d;
     float low = h < heads ? from[0] : 0.0f, high = h < heads ? from[half] : 0.0f;
-    if (rotated) rotate_pair(low, high, a.now.cosine[size_t(position) * half + d], a.now.sine[size_t(position) * half + d]);
+    if (rotated)
+      rotate_pair(low, high, a.now.cosine[size_t(position) * half + d], a.now.sine[size_t(position) * half + d]);
     q[h * dim + d] = low;
     q[h * dim + half + d] = high;
   }
 }
 
-// Columns [begin, end) of a row, its pieces in order, normalised; four a thread. Columns [n_heads, head_dim] of a row are its
-// blocks of 32, so begin and end are multiples of it or the row's ends.
+// Columns [begin, end) of a row, its pieces in order, normalised; four a thread. Columns [n_heads, head_dim] of a row
+// are its blocks of 32, so begin and end are multiples of it or the row's ends.
 __device__ __forceinline__ void join_pieces(const Decode& o, int row, int pieces, int begin, int end) {
   const Attend& a = o.a;
   const int dim = o.kv.head_dim;
@@ -230,7 +239,8 @@ __device__ __forceinline__ void join_pieces(const Decode& o, int row, int pieces
   }
 }
 
-// What comes last joins: of the blocks of the same query heads where these end with a block of 32 columns, else of the row.
+// What comes last joins: of the blocks of the same query heads where these end with a block of 32 columns, else of the
+// row.
 __device__ __forceinline__ void join_last(const Decode& o, int row, int pieces, int first_head, int heads) {
   const bool alone = o.kv.head_dim % kQuantBlock == 0;
   const int dim = o.kv.head_dim, begin = alone ? first_head * dim : 0, end = alone ? begin + heads * dim : o.a.out.cols;
@@ -241,7 +251,7 @@ __device__ __forceinline__ void join_last(const Decode& o, int row, int pieces, 
 // Block: (piece, KV head and chunk of its query heads, row). Two blocks a multiprocessor have 32 KiB
 // in flight.
 template <KvType kType, int kHeads, int kUnroll>
-__global__ void __launch_bounds__(kWarps * kWarp, 2) attend_pieces(Decode o) {
+__global__ void __launch_bounds__(kWarps* kWarp, 2) attend_pieces(Decode o) {
   PI_DYNAMIC_SHARED(float, shared);
   const Attend& a = o.a;
   const int row = blockIdx.z, position = a.places.positions[row], dim = o.kv.head_dim, piece = blockIdx.x;
@@ -258,7 +268,8 @@ __global__ void __launch_bounds__(kWarps * kWarp, 2) attend_pieces(Decode o) {
     store_head<kType>(a.now, o.kv, warp == 0 ? kKeys : kValues, row, kv_head, position, table[position / kBlockTokens]);
   }
   __syncthreads();
-  const float* own = q + min(static_cast<int>(threadIdx.x % kWarp) % o.lanes * kOctet, dim - kOctet);  // idle lanes multiply zeros
+  const float* own =
+      q + min(static_cast<int>(threadIdx.x % kWarp) % o.lanes * kOctet, dim - kOctet);  // idle lanes multiply zeros
 
   Running<kHeads> r;
 #pragma unroll

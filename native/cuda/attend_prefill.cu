@@ -1,10 +1,11 @@
-// Attention of prompts, tiled as in FlashAttention-2 (Dao 2023), in f32. A block has up to 64 queries of one KV head (a query
-// is a row's head; all heads of a group and neighbouring rows share what is read) and walks over the blocks of positions, 32
-// at a time, keys first and then values, in slices of 32 dimensions that are fetched while the slice before is multiplied.
+// Attention of prompts, tiled as in FlashAttention-2 (Dao 2023), in f32. A block has up to 64 queries of one KV head (a
+// query is a row's head; all heads of a group and neighbouring rows share what is read) and walks over the blocks of
+// positions, 32 at a time, keys first and then values, in slices of 32 dimensions that are fetched while the slice
+// before is multiplied.
 //
-// Thread t has queries t / 8 + 16 i, positions t % 8 + 8 j of a tile's scores and dimensions 4 (t % 8) + 0…3 of a slice of the
-// result. Tiles begin at multiples of 32 positions and a query's sums run over them in order, so its bits depend neither on
-// the other queries of the block nor on how a prompt was cut into steps.
+// Thread t has queries t / 8 + 16 i, positions t % 8 + 8 j of a tile's scores and dimensions 4 (t % 8) + 0…3 of a slice
+// of the result. Tiles begin at multiples of 32 positions and a query's sums run over them in order, so its bits depend
+// neither on the other queries of the block nor on how a prompt was cut into steps.
 #include "cuda/attend.h"
 #include "cuda/kv.cuh"
 #include "cuda/language.h"
@@ -17,8 +18,8 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kAcross = 8, kDown = kThreads / kAcross;  // threads of a query; queries of the threads' first ones
 constexpr int kSlice = 32;                              // dimensions
-constexpr int kPad = 4;                                 // floats, so that rows of shared memory begin in different banks
-constexpr int kColumns = kBlockTokens / kAcross;        // of scores, or of a slice, a thread
+constexpr int kPad = 4;                           // floats, so that rows of shared memory begin in different banks
+constexpr int kColumns = kBlockTokens / kAcross;  // of scores, or of a slice, a thread
 constexpr float kLow = -3.4e38f;
 
 struct Prompt {
@@ -30,7 +31,7 @@ struct Prompt {
 template <int kQueries, int kSlices>
 struct Tiles {
   float q[kQueries][kSlices * kSlice + kPad];
-  float slice[kBlockTokens][kSlice + kPad];     // of keys or values: [position][dimension]
+  float slice[kBlockTokens][kSlice + kPad];      // of keys or values: [position][dimension]
   float weights[kQueries][kBlockTokens + kPad];  // a warp reads only what it wrote
   int position[kQueries], sequence[kQueries];
 };
@@ -42,9 +43,11 @@ struct Fetched {
   float scale;
 };
 template <KvType kType>
-__device__ __forceinline__ Fetched<kType> fetch(const KvPages& kv, int block, Side side, int head, int slice, int positions) {
+__device__ __forceinline__ Fetched<kType> fetch(const KvPages& kv, int block, Side side, int head, int slice,
+                                                int positions) {
   constexpr int kOctets = kSlice / kOctet;
-  const int slot = threadIdx.x / kOctets, octet = slice * kOctets + threadIdx.x % kOctets, octets = kv.head_dim / kOctet;
+  const int slot = threadIdx.x / kOctets, octet = slice * kOctets + threadIdx.x % kOctets,
+            octets = kv.head_dim / kOctet;
   Fetched<kType> f;
   f.octet.clear();
   f.scale = 1;
@@ -91,8 +94,8 @@ __device__ __forceinline__ void add_scores(const float (*q)[kStride], int first,
 
 // sum[i][…] += Σ weights[query i][position] * values[position][…] over one slice's dimensions.
 template <int kRows>
-__device__ __forceinline__ void add_values(const float (*weights)[kBlockTokens + kPad], const float (*values)[kSlice + kPad],
-                                           float (&sum)[kRows][kColumns]) {
+__device__ __forceinline__ void add_values(const float (*weights)[kBlockTokens + kPad],
+                                           const float (*values)[kSlice + kPad], float (&sum)[kRows][kColumns]) {
   const int down = threadIdx.x / kAcross, across = threadIdx.x % kAcross;
 #pragma unroll 2
   for (int p = 0; p < kBlockTokens; p += 4) {
@@ -114,7 +117,8 @@ __device__ __forceinline__ void add_values(const float (*weights)[kBlockTokens +
   }
 }
 
-// A thread's share of the running softmax (Milakov & Gimelshein 2018); high and total are the same in all threads of a query.
+// A thread's share of the running softmax (Milakov & Gimelshein 2018); high and total are the same in all threads of a
+// query.
 template <int kRows, int kSlices>
 struct Running {
   float sum[kSlices][kRows][kColumns], high[kRows], total[kRows];
@@ -154,8 +158,8 @@ __device__ __forceinline__ void soften(float scale, float (&s)[kRows][kColumns],
 
 // The queries [from, to) of the block, which are one sequence's, against its positions [0, longest).
 template <KvType kType, int kQueries, int kSlices>
-__device__ __forceinline__ void attend_sequence(const Prompt& o, int head, int from, int to, int longest, Tiles<kQueries, kSlices>& t,
-                                                Running<kQueries / kDown, kSlices>& r) {
+__device__ __forceinline__ void attend_sequence(const Prompt& o, int head, int from, int to, int longest,
+                                                Tiles<kQueries, kSlices>& t, Running<kQueries / kDown, kSlices>& r) {
   constexpr int kRows = kQueries / kDown;
   const int down = threadIdx.x / kAcross;
   const int32_t* table = o.a.places.tables + size_t(t.sequence[from]) * o.a.places.stride;
@@ -247,7 +251,8 @@ __global__ void __launch_bounds__(kThreads, 2) attend_tiles(Prompt o) {
     for (int c = 0; c < kSlices; ++c) {
       const int d = c * kSlice + across * kColumns;
       const float(&x)[kColumns] = r.sum[c][i];
-      if (d < dim) *reinterpret_cast<float4*>(out + d) = make_float4(x[0] * scale, x[1] * scale, x[2] * scale, x[3] * scale);
+      if (d < dim)
+        *reinterpret_cast<float4*>(out + d) = make_float4(x[0] * scale, x[1] * scale, x[2] * scale, x[3] * scale);
     }
   }
 }
@@ -255,7 +260,8 @@ __global__ void __launch_bounds__(kThreads, 2) attend_tiles(Prompt o) {
 template <KvType kType, int kQueries, int kSlices>
 void launch_tiles(void* stream, const Prompt& o) {
   const dim3 grid((o.a.rows * o.group + kQueries - 1) / kQueries, o.kv.kv_heads);
-  PI_LAUNCH((attend_tiles<kType, kQueries, kSlices>), grid, dim3(kThreads), sizeof(Tiles<kQueries, kSlices>), stream, o);
+  PI_LAUNCH((attend_tiles<kType, kQueries, kSlices>), grid, dim3(kThreads), sizeof(Tiles<kQueries, kSlices>), stream,
+            o);
 }
 
 // Wider heads have fewer queries a block: their sums fill the registers.

@@ -41,11 +41,11 @@ class Event {
 
 // Not thread-safe, but for the memory it hands out. Everything asynchronous is ordered by its queue alone. Errors throw
 // std::runtime_error naming the call and what the runtime said. A launch that is refused shows at the next record or
-// synchronize; an error that a kernel makes ends the device, and shows at every call from then on, at the next synchronize at
-// the latest. Only what destructors call throws nothing.
+// synchronize; an error that a kernel makes ends the device, and shows at every call from then on, at the next
+// synchronize at the latest. Only what destructors call throws nothing.
 //
-// A queue holds about a thousand launches; another waits for room in it, as the host does then. So no more of them may be
-// given to the device behind a kernel that waits for the host.
+// A queue holds about a thousand launches; another waits for room in it, as the host does then. So no more of them may
+// be given to the device behind a kernel that waits for the host.
 class Device {
  public:
   virtual ~Device() = default;
@@ -74,8 +74,8 @@ class Device {
   virtual bool done(Event& event) = 0;
   virtual void synchronize(Queue queue) = 0;
 
-  // Between the two, what is asked of kCompute is recorded instead of done. No memory is taken or given back meanwhile, and no
-  // event asked for.
+  // Between the two, what is asked of kCompute is recorded instead of done. No memory is taken or given back meanwhile,
+  // and no event asked for.
   virtual void begin_recording() = 0;
   virtual std::unique_ptr<Program> end_recording() = 0;
   virtual void launch(Program& program) = 0;
@@ -85,7 +85,8 @@ class Device {
   virtual void* stream() const = 0;
 };
 
-// Which device to open: PI_DEVICE=none|cuda|hip|emulated overrides; otherwise cuda. `ordinal` counts CUDA's visible devices.
+// Which device to open: PI_DEVICE=none|cuda|hip|emulated overrides; otherwise cuda. `ordinal` counts CUDA's visible
+// devices.
 struct Opened {
   std::shared_ptr<Device> device;  // null where there is none
   std::string reason;              // then: why, in a sentence's half, e.g. "no NVIDIA driver is loaded"

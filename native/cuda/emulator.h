@@ -1,11 +1,11 @@
-// CUDA's language on the host, for checks on machines without a GPU. A launch runs its blocks one after the other on the
-// OS thread of its queue; the threads of a block are fibers on it, so that a barrier or an exchange between lanes costs a
-// switch of stacks (a few nanoseconds) and a kernel without any costs none.
+// CUDA's language on the host, for checks on machines without a GPU. A launch runs its blocks one after the other on
+// the OS thread of its queue; the threads of a block are fibers on it, so that a barrier or an exchange between lanes
+// costs a switch of stacks (a few nanoseconds) and a kernel without any costs none.
 //
 // What would hang or be undefined on a GPU is an error of the queue instead, naming kernel and block: a barrier or warp
 // operation that not all live threads reach, or reach at different lines; writes beyond shared memory; a full stack. A
-// launch that a GPU refuses, of a block too large or too much shared memory, does not come into the queue. Lanes and blocks
-// run in the order of their numbers, or, with PI_EMULATOR_SEED, in a random one: results must be the same.
+// launch that a GPU refuses, of a block too large or too much shared memory, does not come into the queue. Lanes and
+// blocks run in the order of their numbers, or, with PI_EMULATOR_SEED, in a random one: results must be the same.
 #pragma once
 
 #include <algorithm>
@@ -45,14 +45,14 @@ struct dim3 {
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
-#define PI_VECTORS(T, name)                                           \
-  struct alignas(2 * sizeof(T)) name##2 {                             \
-    T x, y;                                                           \
-  };                                                                  \
-  struct alignas(4 * sizeof(T)) name##4 {                             \
-    T x, y, z, w;                                                     \
-  };                                                                  \
-  inline name##2 make_##name##2(T x, T y) { return {x, y}; }          \
+#define PI_VECTORS(T, name)                                  \
+  struct alignas(2 * sizeof(T)) name##2 {                    \
+    T x, y;                                                  \
+  };                                                         \
+  struct alignas(4 * sizeof(T)) name##4 {                    \
+    T x, y, z, w;                                            \
+  };                                                         \
+  inline name##2 make_##name##2(T x, T y) { return {x, y}; } \
   inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
 PI_VECTORS(float, float)
 PI_VECTORS(int, int)
@@ -63,12 +63,13 @@ PI_VECTORS(signed char, char)
 PI_VECTORS(unsigned char, uchar)
 #undef PI_VECTORS
 
-// ------------------------------------------------------------------------------------------------------------- launches
+// -------------------------------------------------------------------------------------------------------------
+// launches
 
 namespace pi::cuda::emulator {
 
-// Where the running lane is. One kernel runs at a time in a process, so neither this nor shared memory is a thread's own:
-// all kernels' shared arrays together are more than a loaded module may keep per thread where it is fast.
+// Where the running lane is. One kernel runs at a time in a process, so neither this nor shared memory is a thread's
+// own: all kernels' shared arrays together are more than a loaded module may keep per thread where it is fast.
 struct Here {
   uint3 thread, block;
   dim3 block_dim, grid_dim;
@@ -124,7 +125,8 @@ inline void expect_all(unsigned mask) {
   if (mask != 0xffffffffu) fail("a warp operation of some lanes only");
 }
 
-// The value of lane `source`, that of another segment of `width` lanes being one's own. Of a lane that returned: NaN bytes.
+// The value of lane `source`, that of another segment of `width` lanes being one's own. Of a lane that returned: NaN
+// bytes.
 template <typename T>
 T shuffle(unsigned mask, T x, int source, bool own, int line) {
   static_assert(sizeof(T) <= sizeof(uint64_t) && std::is_trivially_copyable_v<T>);
@@ -145,7 +147,8 @@ T shuffle(unsigned mask, T x, int source, bool own, int line) {
 
 #define PI_DYNAMIC_SHARED(T, name) T* const name = static_cast<T*>(::pi::cuda::emulator::dynamic_shared())
 
-// -------------------------------------------------------------------------------------------------- between the threads
+// -------------------------------------------------------------------------------------------------- between the
+// threads
 
 inline void __syncthreads(int line = __builtin_LINE()) { pi::cuda::emulator::barrier(line); }
 
@@ -179,7 +182,9 @@ inline unsigned __ballot_sync(unsigned mask, int predicate, int line = __builtin
   pi::cuda::emulator::expect_all(mask);
   return pi::cuda::emulator::exchange(predicate != 0, pi::cuda::emulator::Exchange::kVote, line).ballot;
 }
-inline int __any_sync(unsigned mask, int predicate, int line = __builtin_LINE()) { return __ballot_sync(mask, predicate, line) != 0; }
+inline int __any_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {
+  return __ballot_sync(mask, predicate, line) != 0;
+}
 inline int __all_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {
   return __ballot_sync(mask, predicate == 0, line) == 0;
 }
@@ -190,22 +195,22 @@ inline void __threadfence_system() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 inline void __nanosleep(unsigned) { pi::cuda::emulator::sleep(); }
 
 // Of integers only: sums of floats must have an order.
-#define PI_ATOMICS(T)                                                                                                \
+#define PI_ATOMICS(T)                                                                                               \
   inline T atomicAdd(T* p, T x) { return __atomic_fetch_add(p, x, __ATOMIC_RELAXED); }                              \
-  inline T atomicMax(T* p, T x) {                                                                                    \
-    T old = __atomic_load_n(p, __ATOMIC_RELAXED);                                                                    \
-    while (old < x && !__atomic_compare_exchange_n(p, &old, x, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) continue;  \
-    return old;                                                                                                      \
-  }                                                                                                                  \
-  inline T atomicMin(T* p, T x) {                                                                                    \
-    T old = __atomic_load_n(p, __ATOMIC_RELAXED);                                                                    \
-    while (x < old && !__atomic_compare_exchange_n(p, &old, x, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) continue;  \
-    return old;                                                                                                      \
-  }                                                                                                                  \
-  inline T atomicCAS(T* p, T expected, T x) {                                                                        \
-    __atomic_compare_exchange_n(p, &expected, x, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);                         \
-    return expected;                                                                                                 \
-  }                                                                                                                  \
+  inline T atomicMax(T* p, T x) {                                                                                   \
+    T old = __atomic_load_n(p, __ATOMIC_RELAXED);                                                                   \
+    while (old < x && !__atomic_compare_exchange_n(p, &old, x, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) continue; \
+    return old;                                                                                                     \
+  }                                                                                                                 \
+  inline T atomicMin(T* p, T x) {                                                                                   \
+    T old = __atomic_load_n(p, __ATOMIC_RELAXED);                                                                   \
+    while (x < old && !__atomic_compare_exchange_n(p, &old, x, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) continue; \
+    return old;                                                                                                     \
+  }                                                                                                                 \
+  inline T atomicCAS(T* p, T expected, T x) {                                                                       \
+    __atomic_compare_exchange_n(p, &expected, x, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);                        \
+    return expected;                                                                                                \
+  }                                                                                                                 \
   inline T atomicExch(T* p, T x) { return __atomic_exchange_n(p, x, __ATOMIC_RELAXED); }                            \
   inline T atomicOr(T* p, T x) { return __atomic_fetch_or(p, x, __ATOMIC_RELAXED); }                                \
   inline T atomicAnd(T* p, T x) { return __atomic_fetch_and(p, x, __ATOMIC_RELAXED); }
@@ -214,7 +219,8 @@ PI_ATOMICS(unsigned)
 PI_ATOMICS(unsigned long long)
 #undef PI_ATOMICS
 
-// ----------------------------------------------------------------------------------------------------------- intrinsics
+// -----------------------------------------------------------------------------------------------------------
+// intrinsics
 
 template <typename T>
 T __ldg(const T* p) {

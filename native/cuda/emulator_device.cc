@@ -13,7 +13,8 @@ namespace pi::cuda {
 
 uint64_t device_clock_ns() {
   return static_cast<uint64_t>(
-      std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count());
+      std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+          .count());
 }
 
 namespace emulator {
@@ -64,7 +65,9 @@ class EmulatedEvent final : public Event {
 // Takes memory of the device, as a driver does.
 class EmulatedProgram final : public Program {
  public:
-  explicit EmulatedProgram(std::vector<WorkQueue::Operation> recorded) : recorded_(std::move(recorded)) { used_bytes += bytes(); }
+  explicit EmulatedProgram(std::vector<WorkQueue::Operation> recorded) : recorded_(std::move(recorded)) {
+    used_bytes += bytes();
+  }
   ~EmulatedProgram() override { used_bytes -= bytes(); }
   size_t bytes() const { return recorded_.size() * kOperationBytes; }
   size_t operations() const override { return recorded_.size(); }
@@ -76,7 +79,8 @@ class EmulatedProgram final : public Program {
 
 class EmulatedDevice final : public Device {
  public:
-  explicit EmulatedDevice(const Kernels& kernels) : kernels_(kernels), seed_(setting("PI_EMULATOR_SEED", 0)), failing_(text_setting("PI_EMULATOR_FAIL")) {
+  explicit EmulatedDevice(const Kernels& kernels)
+      : kernels_(kernels), seed_(setting("PI_EMULATOR_SEED", 0)), failing_(text_setting("PI_EMULATOR_FAIL")) {
     info_.name = "emulated device";
     info_.backend = "emulated";
     info_.compute_major = 7;
@@ -178,7 +182,8 @@ class EmulatedDevice final : public Device {
     if (!compute_.recording()) throw std::runtime_error("emulated device: end_recording: nothing is recorded");
     std::vector<WorkQueue::Operation> recorded = compute_.end_recording();
     expect_accepted();
-    if (recorded.size() * kOperationBytes > free_bytes()) throw std::runtime_error("emulated device: end_recording: out of memory");
+    if (recorded.size() * kOperationBytes > free_bytes())
+      throw std::runtime_error("emulated device: end_recording: out of memory");
     return std::make_unique<EmulatedProgram>(std::move(recorded));
   }
   void launch(Program& program) override {
@@ -200,7 +205,8 @@ class EmulatedDevice final : public Device {
       static std::mutex one_at_a_time;  // of all devices
       const std::lock_guard lock(one_at_a_time);
       const bool fails = std::to_string(++launched_) == failing_ || launch->kernel == failing_;
-      const std::string wrong = fails ? std::string("kernel ") + launch->kernel + ": fails, as PI_EMULATOR_FAIL says" : grid.run(*launch);
+      const std::string wrong =
+          fails ? std::string("kernel ") + launch->kernel + ": fails, as PI_EMULATOR_FAIL says" : grid.run(*launch);
       if (!wrong.empty()) fault_.set(wrong);
     });
   }
@@ -224,8 +230,8 @@ class EmulatedDevice final : public Device {
   }
   static void expect_range(const char* call, GuardedMemory& memory, const void* begin, size_t bytes) {
     if (memory.contains(begin, bytes)) return;
-    throw std::runtime_error("emulated device: " + std::string(call) + ": " + std::to_string(bytes) + " bytes that are not in one piece of " +
-                             memory.what());
+    throw std::runtime_error("emulated device: " + std::string(call) + ": " + std::to_string(bytes) +
+                             " bytes that are not in one piece of " + memory.what());
   }
   void expect_no_recording(const char* call, Queue queue) {
     if (queue == Queue::kCompute && compute_.recording()) {

@@ -6,8 +6,8 @@
 #include <cstring>
 #include <new>
 
-// Sanitizers keep books of their own for every stack, and are told of each switch. GCC says by a macro which is on, Clang by
-// a feature.
+// Sanitizers keep books of their own for every stack, and are told of each switch. GCC says by a macro which is on,
+// Clang by a feature.
 #if defined(__has_feature)
 #if __has_feature(address_sanitizer) && !defined(__SANITIZE_ADDRESS__)
 #define __SANITIZE_ADDRESS__
@@ -63,12 +63,14 @@ uint64_t* marks(char* top) { return reinterpret_cast<uint64_t*>(top - Fiber::kSt
 #endif
 #if defined(PI_UCONTEXT)
 #elif defined(__x86_64__)
-asm(".text\n.p2align 4\n.globl " PI_SYMBOL "\n" PI_SYMBOL ":\n"
+asm(".text\n.p2align 4\n.globl " PI_SYMBOL "\n" PI_SYMBOL
+    ":\n"
     "  pushq %rbp\n  pushq %rbx\n  pushq %r12\n  pushq %r13\n  pushq %r14\n  pushq %r15\n"
     "  movq %rsp, (%rdi)\n  movq %rsi, %rsp\n"
     "  popq %r15\n  popq %r14\n  popq %r13\n  popq %r12\n  popq %rbx\n  popq %rbp\n  ret\n");
 #elif defined(__aarch64__)
-asm(".text\n.p2align 4\n.globl " PI_SYMBOL "\n" PI_SYMBOL ":\n"
+asm(".text\n.p2align 4\n.globl " PI_SYMBOL "\n" PI_SYMBOL
+    ":\n"
     "  sub sp, sp, #160\n"
     "  stp x19, x20, [sp]\n  stp x21, x22, [sp, #16]\n  stp x23, x24, [sp, #32]\n  stp x25, x26, [sp, #48]\n"
     "  stp x27, x28, [sp, #64]\n  stp x29, x30, [sp, #80]\n"
@@ -123,7 +125,8 @@ PI_ASAN(void find_thread_stack(const void*& bottom, size_t& size) {
 }  // namespace
 
 Fiber::Fiber(void (*body)(), size_t colour) {
-  void* const memory = ::mmap(nullptr, kMemory, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* const memory =
+      ::mmap(nullptr, kMemory, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
   ::mprotect(memory, kPage, PROT_NONE);
   memory_ = static_cast<char*>(memory);

@@ -3,8 +3,8 @@
 
 #include <cstddef>
 
-// Of functions that are left on one fiber and gone on with much later: ThreadSanitizer counts calls and returns, which must
-// be as many between two times that an OS thread is itself.
+// Of functions that are left on one fiber and gone on with much later: ThreadSanitizer counts calls and returns, which
+// must be as many between two times that an OS thread is itself.
 #if defined(__has_attribute)
 #if __has_attribute(disable_sanitizer_instrumentation)
 #define PI_UNCOUNTED __attribute__((disable_sanitizer_instrumentation))
@@ -18,13 +18,14 @@ namespace pi::cuda::emulator {
 
 class Fiber {
  public:
-  // What a fiber's thread may use; beyond it lies as much again, so that one that used more can be told before it did harm.
+  // What a fiber's thread may use; beyond it lies as much again, so that one that used more can be told before it did
+  // harm.
   static constexpr size_t kStackBytes = 128 << 10;
 
   // The fiber that the calling OS thread is when it enters its first one.
   Fiber() = default;
-  // One that calls `body` when it is first entered. `body` never returns. Stacks of other `colour`s begin at other sets of
-  // the caches: what is in use of a thousand of them is a few lines each.
+  // One that calls `body` when it is first entered. `body` never returns. Stacks of other `colour`s begin at other sets
+  // of the caches: what is in use of a thousand of them is a few lines each.
   Fiber(void (*body)(), size_t colour);
   ~Fiber();
   Fiber(const Fiber&) = delete;

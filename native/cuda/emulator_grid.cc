@@ -16,7 +16,8 @@ constinit Grid* grid = nullptr;
 constexpr uint8_t kGuardByte = 0xa5;
 
 uint3 place(uint64_t i, const dim3& of) {
-  return {static_cast<unsigned>(i % of.x), static_cast<unsigned>(i / of.x % of.y), static_cast<unsigned>(i / of.x / of.y)};
+  return {static_cast<unsigned>(i % of.x), static_cast<unsigned>(i / of.x % of.y),
+          static_cast<unsigned>(i / of.x / of.y)};
 }
 
 const char* name(Exchange kind) {
@@ -41,7 +42,8 @@ void fail(const char* what) {
 }
 void sleep() { grid->sleep(); }
 
-// ------------------------------------------------------------------------------------------------------ a launch's blocks
+// ------------------------------------------------------------------------------------------------------ a launch's
+// blocks
 
 namespace {
 
@@ -55,9 +57,11 @@ std::string refusal(const Launch& launch) {
   if (count(launch.grid) == 0 || threads == 0) return of + "a launch of nothing";
   if (launch.grid.x > 0x7fffffff) return of + "a grid of more than 2^31 - 1 blocks along x";
   if (launch.grid.y > 65535 || launch.grid.z > 65535) return of + "a grid of more than 65535 blocks along y or z";
-  if (threads > kMostThreads) return of + std::to_string(threads) + " threads in a block, of at most " + std::to_string(kMostThreads);
+  if (threads > kMostThreads)
+    return of + std::to_string(threads) + " threads in a block, of at most " + std::to_string(kMostThreads);
   if (launch.shared_bytes > kMostShared) {
-    return of + std::to_string(launch.shared_bytes) + " bytes of shared memory, of at most " + std::to_string(kMostShared);
+    return of + std::to_string(launch.shared_bytes) + " bytes of shared memory, of at most " +
+           std::to_string(kMostShared);
   }
   return "";
 }
@@ -128,19 +132,21 @@ void Grid::end_block() {
   const uint8_t* const before = shared_.data();
   const uint8_t* const after = before + kGuard + launch_->shared_bytes;
   for (size_t i = 0; i < kGuard; ++i) {
-    if (before[i] != kGuardByte || after[i] != kGuardByte) emulator::fail("a write outside of the block's dynamic shared memory");
+    if (before[i] != kGuardByte || after[i] != kGuardByte)
+      emulator::fail("a write outside of the block's dynamic shared memory");
   }
 }
 
-// -------------------------------------------------------------------------------------------------------- a block's lanes
+// -------------------------------------------------------------------------------------------------------- a block's
+// lanes
 
 void Grid::fiber_main() {
   Fiber::entered();
   grid->run_lanes();
 }
 
-// What every fiber does: runs lanes from beginning to end, one after the other and block after block. Where a lane has to
-// wait, wait() goes on with another fiber.
+// What every fiber does: runs lanes from beginning to end, one after the other and block after block. Where a lane has
+// to wait, wait() goes on with another fiber.
 void Grid::run_lanes() {
   for (;;) {
     lanes_[current_].fiber = running_;
@@ -225,7 +231,8 @@ Fiber& Grid::free_fiber() {
   return *fiber;
 }
 
-// -------------------------------------------------------------------------------------------------------- what they wait for
+// -------------------------------------------------------------------------------------------------------- what they
+// wait for
 
 void Grid::open_barrier() {
   for (int w = 0; w < n_warps_; ++w) {
@@ -238,7 +245,8 @@ void Grid::open_barrier() {
 void Grid::barrier(int line) {
   if (barrier_arrived_ == 0) barrier_line_ = line;
   if (line != barrier_line_) {
-    set_error("threads wait at different barriers, of lines " + std::to_string(barrier_line_) + " and " + std::to_string(line));
+    set_error("threads wait at different barriers, of lines " + std::to_string(barrier_line_) + " and " +
+              std::to_string(line));
     give_up();
   }
   warp().at_barrier |= bit();
@@ -268,8 +276,8 @@ Told Grid::exchange(uint64_t value, Exchange kind, int line) {
     mine.line = line;
     turn.ballot = 0;
   } else if (kind != mine.kind || line != mine.line) {
-    set_error(std::string("lanes of a warp are at ") + name(mine.kind) + " of line " + std::to_string(mine.line) + " and at " + name(kind) +
-              " of line " + std::to_string(line));
+    set_error(std::string("lanes of a warp are at ") + name(mine.kind) + " of line " + std::to_string(mine.line) +
+              " and at " + name(kind) + " of line " + std::to_string(line));
     give_up();
   }
   turn.values[lane] = value;
@@ -298,8 +306,8 @@ std::string Grid::who_waits() const {
     const Warp& warp = warps_[w];
     const int arrived = std::popcount(warp.arrived);
     if (arrived == 0) continue;
-    where = std::to_string(arrived) + " of " + std::to_string(std::popcount(warp.live)) + " lanes of warp " + std::to_string(w) + " wait at " +
-            name(warp.kind) + " of line " + std::to_string(warp.line);
+    where = std::to_string(arrived) + " of " + std::to_string(std::popcount(warp.live)) + " lanes of warp " +
+            std::to_string(w) + " wait at " + name(warp.kind) + " of line " + std::to_string(warp.line);
     break;
   }
   if (barrier_arrived_ > 0) {

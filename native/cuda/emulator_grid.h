@@ -38,9 +38,9 @@ class Grid {
   static constexpr size_t kGuard = 64;
 
   struct Warp {
-    uint32_t live = 0;      // lanes that have not returned
-    uint32_t ready = 0;     // those that may run: not begun, or no longer waiting
-    uint32_t arrived = 0;   // those that wait for the others at a warp operation,
+    uint32_t live = 0;        // lanes that have not returned
+    uint32_t ready = 0;       // those that may run: not begun, or no longer waiting
+    uint32_t arrived = 0;     // those that wait for the others at a warp operation,
     uint32_t at_barrier = 0;  // or at the block's barrier
     Exchange kind = Exchange::kNone;
     int line = 0;  // of the operation that they wait at

@@ -23,7 +23,8 @@ class GuardedMemory {
   }
 
   void* allocate(size_t bytes, int fill) {
-    uint8_t* const whole = static_cast<uint8_t*>(::operator new(bytes + 2 * kGuard, std::align_val_t{kAlign}, std::nothrow));
+    uint8_t* const whole =
+        static_cast<uint8_t*>(::operator new (bytes + 2 * kGuard, std::align_val_t{kAlign}, std::nothrow));
     if (whole == nullptr) return nullptr;
     std::memset(whole, kGuardByte, kGuard);
     std::memset(whole + kGuard, fill, bytes);
@@ -79,12 +80,12 @@ class GuardedMemory {
     for (size_t i = 0; i < kGuard; ++i) {
       const bool before = begin[-1 - static_cast<ptrdiff_t>(i)] != kGuardByte, after = begin[bytes + i] != kGuardByte;
       if (!before && !after) continue;
-      return std::to_string(bytes) + " bytes of " + what_ + " were written to " + std::to_string(i + (before ? 1 : 0)) + " bytes " +
-             (before ? "before their beginning" : "after their end");
+      return std::to_string(bytes) + " bytes of " + what_ + " were written to " + std::to_string(i + (before ? 1 : 0)) +
+             " bytes " + (before ? "before their beginning" : "after their end");
     }
     return {};
   }
-  static void release(uint8_t* begin) { ::operator delete(begin - kGuard, std::align_val_t{kAlign}); }
+  static void release(uint8_t* begin) { ::operator delete (begin - kGuard, std::align_val_t{kAlign}); }
 
   const char* what_;
   std::mutex mutex_;

@@ -1,14 +1,14 @@
 // Matrix products of prompts: y = x * weights, x of f32 in as many halves as its precision needs.
 //
-// The tensor cores multiply halves of 11 bits. So x is split first, once for all columns of y: x = high + low, two f16 with 22
-// bits between them, after a scaling by a power of two per row that keeps both in range (for bf16 weights two bf16, 16 bits,
-// and no scaling). Weights are taken as they are: f16 and bf16 are exact, integers of a block are exact and scaled after
-// their 32 are summed; only a transposed product, where scales change along the sum, has to split weights as well. f32
-// weights are multiplied by the ordinary units.
+// The tensor cores multiply halves of 11 bits. So x is split first, once for all columns of y: x = high + low, two f16
+// with 22 bits between them, after a scaling by a power of two per row that keeps both in range (for bf16 weights two
+// bf16, 16 bits, and no scaling). Weights are taken as they are: f16 and bf16 are exact, integers of a block are exact
+// and scaled after their 32 are summed; only a transposed product, where scales change along the sum, has to split
+// weights as well. f32 weights are multiplied by the ordinary units.
 //
-// A sum begins anew every kSegmentSteps, and segments are added in order. Many rows: a block walks all segments. Few rows,
-// where blocks would be too few to keep the memory busy: a block computes one segment, and sum_parts adds them. Both round
-// in the same places, so a row does not depend on the rows beside it.
+// A sum begins anew every kSegmentSteps, and segments are added in order. Many rows: a block walks all segments. Few
+// rows, where blocks would be too few to keep the memory busy: a block computes one segment, and sum_parts adds them.
+// Both round in the same places, so a row does not depend on the rows beside it.
 #include <type_traits>
 #include <utility>
 
@@ -33,7 +33,8 @@ struct Product {
   int rows;
 };
 
-// ------------------------------------------------------------------------------------------------------------ splitting
+// ------------------------------------------------------------------------------------------------------------
+// splitting
 
 struct Split {
   const float* x;
@@ -46,7 +47,9 @@ constexpr int kSplitThreads = 256;
 
 enum class Form { kPlain, kF16, kBF16 };
 template <DType kType>
-constexpr Form kFormOf = is_plain(kType) ? Form::kPlain : kType == DType::kBF16 ? Form::kBF16 : Form::kF16;
+constexpr Form kFormOf = is_plain(kType)         ? Form::kPlain
+                         : kType == DType::kBF16 ? Form::kBF16
+                                                 : Form::kF16;
 
 // Elements [k, k + 4) of a row; zeros past its end.
 __device__ __forceinline__ float4 four(const float* row, int k, int cols) {
@@ -78,7 +81,8 @@ __device__ __forceinline__ void split_two(float a, float b, uint32_t& high, uint
   low = bits(a - value(ha)) | static_cast<uint32_t>(bits(b - value(hb))) << 16;
 }
 
-// A block a row, eight elements a thread. kNibbles: in the order in which q4_0 holds them, 4 c.. and 16 + 4 c.. together.
+// A block a row, eight elements a thread. kNibbles: in the order in which q4_0 holds them, 4 c.. and 16 + 4 c..
+// together.
 template <DType kType, bool kNibbles>
 __global__ void __launch_bounds__(kSplitThreads) split_rows(Split s) {
   constexpr Form kForm = kFormOf<kType>;
@@ -118,7 +122,8 @@ __global__ void __launch_bounds__(kSplitThreads) split_rows(Split s) {
   }
 }
 
-// ------------------------------------------------------------------------------------------------------------- products
+// -------------------------------------------------------------------------------------------------------------
+// products
 
 // What a thread fetches of a stage: x, weights, scales.
 template <typename S>
@@ -165,14 +170,16 @@ class Fetch {
   static constexpr int kWChunks = S::kWTile / 16, kWPieces = (kWChunks + S::kThreads - 1) / S::kThreads;
   static constexpr int kRowChunks = (S::kTransposed ? 4 : 1) * S::kStepBytes / 16;
 
-  // Transposed: of 32 rows, the four blocks that the tile has. Else of 128 rows, kScaleGroup steps' at once; rows of these
-  // are padded to 16 bytes in device memory. Those land at once: where that means to wait, it is once in kScaleGroup steps,
-  // and registers are scarce.
+  // Transposed: of 32 rows, the four blocks that the tile has. Else of 128 rows, kScaleGroup steps' at once; rows of
+  // these are padded to 16 bytes in device memory. Those land at once: where that means to wait, it is once in
+  // kScaleGroup steps, and registers are scarce.
   __device__ __forceinline__ void start_scales(int step, uint8_t* stage_scales) {
     const int row = threadIdx.x;
     if constexpr (S::kTransposed) {
       scales_started_ = row < kInner;
-      if (scales_started_) scales_.start(stage_scales + row * 8, scales_at(step * kInner + row, blockIdx.y * 8), step * kInner + row < p_.inner);
+      if (scales_started_)
+        scales_.start(stage_scales + row * 8, scales_at(step * kInner + row, blockIdx.y * 8),
+                      step * kInner + row < p_.inner);
     } else if (row < kOuter && step % kScaleGroup == 0) {
       const int w_row = blockIdx.y * kOuter + row;
       scales_.start(group_scales<S>(shared_, step) + row * 16, scales_at(w_row, step * 2), w_row < p_.outer);
@@ -180,7 +187,9 @@ class Fetch {
     }
   }
   __device__ __forceinline__ const uint8_t* scales_at(int row, int byte) const {
-    return row < (S::kTransposed ? p_.inner : p_.outer) ? p_.w + row * (p_.row_pieces * size_t{16}) + p_.data_bytes + byte : p_.w;
+    return row < (S::kTransposed ? p_.inner : p_.outer)
+               ? p_.w + row * (p_.row_pieces * size_t{16}) + p_.data_bytes + byte
+               : p_.w;
   }
 
   const Product& p_;
@@ -232,7 +241,8 @@ __device__ __forceinline__ void put_sums(const Product& p, const Place& at, cons
       const int t = blockIdx.x * S::kRows + (at.warp_m * S::kMi + i) * 16 + half * 8 + at.g, e = 2 * half;
       if constexpr (S::kTransposed) {  // eight columns that lie together
         for (int k = 0; k < 2; ++k) {
-          put<4>(p, t, first + 8 * at.c + 4 * k, {sums[i][0][e + k], sums[i][1][e + k], sums[i][2][e + k], sums[i][3][e + k]});
+          put<4>(p, t, first + 8 * at.c + 4 * k,
+                 {sums[i][0][e + k], sums[i][1][e + k], sums[i][2][e + k], sums[i][3][e + k]});
         }
       } else {
         for (int j = 0; j < 4; ++j) put<2>(p, t, first + 8 * j + 2 * at.c, {sums[i][j][e], sums[i][j][e + 1]});
@@ -247,7 +257,8 @@ template <typename S>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocksAtOnce) multiply(Product p) {
   PI_DYNAMIC_SHARED(uint8_t, shared);
   const Place at = place();
-  const int begin = p.parts ? blockIdx.z * kSegmentSteps : 0, end = p.parts ? min(begin + kSegmentSteps, p.steps) : p.steps;
+  const int begin = p.parts ? blockIdx.z * kSegmentSteps : 0,
+            end = p.parts ? min(begin + kSegmentSteps, p.steps) : p.steps;
   Fetch<S> fetch(p, shared);
 #pragma unroll
   for (int i = 0; i < S::kStages - 1; ++i) {
@@ -295,7 +306,8 @@ __global__ void __launch_bounds__(256) sum_parts(Product p, const float* parts, 
   put<1>(p, static_cast<int>(i / p.outer), static_cast<int>(i % p.outer), {sum});
 }
 
-// -------------------------------------------------------------------------------------------------------------- launches
+// --------------------------------------------------------------------------------------------------------------
+// launches
 
 #if defined(PI_EMULATED)
 constexpr int kBusy = 8;  // so that small products take every path
@@ -334,8 +346,8 @@ void product(void* stream, const Gemm& a) {
   p.add = a.add;
   p.rows = a.rows;
   const Split split{a.x, a.rows, p.inner, p.steps, memory, inverse};
-  PI_LAUNCH((split_rows<kType, kType == DType::kQ4_0 && !kTransposed>), dim3(div_up(a.rows, tile_rows) * tile_rows), dim3(kSplitThreads), 0, stream,
-            split);
+  PI_LAUNCH((split_rows < kType, kType == DType::kQ4_0 && !kTransposed >), dim3(div_up(a.rows, tile_rows) * tile_rows),
+            dim3(kSplitThreads), 0, stream, split);
   if (tile_rows == 32) return launch<kType, kTransposed, 2, 1>(stream, p, segments);
   if constexpr (kType != DType::kF32) {
     if (tile_rows == kMostRows) return launch<kType, kTransposed, 4, 2>(stream, p, segments);

@@ -1,5 +1,5 @@
-// How a matrix product of a prompt is cut into blocks of threads, and the memory that it works in: functions of its shape
-// alone. Sums do not depend on the cut.
+// How a matrix product of a prompt is cut into blocks of threads, and the memory that it works in: functions of its
+// shape alone. Sums do not depend on the cut.
 #pragma once
 
 #include <algorithm>
@@ -34,8 +34,8 @@ struct GemmCut {
     if (!plain && rows > 64 && blocks(kMostRows) >= busy) return kMostRows;
     return rows <= 32 ? 32 : 64;
   }
-  // 1: a block walks the whole sum. More rows than a block has are worth their sums' way through memory only where most of
-  // the GPU would be idle.
+  // 1: a block walks the whole sum. More rows than a block has are worth their sums' way through memory only where most
+  // of the GPU would be idle.
   int segments(int busy) const {
     const int apart = blocks(tile_rows(busy));
     return apart < busy && (rows <= kMostRows || 2 * apart <= busy) ? div_up(steps, kSegmentSteps) : 1;

@@ -1,9 +1,10 @@
 // A tile of a matrix product: where its pieces lie in shared memory, how weights of every type become the registers of
 // multiply_add, and the sums of 32 steps of the inner dimension.
 //
-// Names: y [rows, outer] = x [rows, inner] * weights. A block of threads makes kRows x kOuter of y, a warp kMi * 16 x 32.
-// The inner dimension is walked 32 at a time, whatever the type. Which of these 32 a register holds is free, as long as x
-// and weights agree: a lane takes elements that lie together in memory, so that everything is read in whole words.
+// Names: y [rows, outer] = x [rows, inner] * weights. A block of threads makes kRows x kOuter of y, a warp kMi * 16
+// x 32. The inner dimension is walked 32 at a time, whatever the type. Which of these 32 a register holds is free, as
+// long as x and weights agree: a lane takes elements that lie together in memory, so that everything is read in whole
+// words.
 #pragma once
 
 #include "base/types.h"
@@ -37,7 +38,8 @@ struct GemmShape {
   static constexpr bool kTransposed = kTransposed_, kBlocks = is_blocks(kType), kPlain = is_plain(kType);
   static constexpr int kMi = kMi_, kWarpsM = kWarpsM_, kRows = 16 * kMi * kWarpsM, kThreads = kOuter * kWarpsM;
   static constexpr int kXTile = kRows * kXBytes, kStepBytes = step_bytes(kType), kWTile = kOuter * kStepBytes;
-  // Of block types: transposed, f16 [32 steps' rows][4 blocks] a stage; else f16 [2 groups][kOuter][kScaleGroup] for all.
+  // Of block types: transposed, f16 [32 steps' rows][4 blocks] a stage; else f16 [2 groups][kOuter][kScaleGroup] for
+  // all.
   static constexpr int kStageScales = kBlocks && kTransposed ? kInner * 8 : 0;
   static constexpr int kGroupScales = kBlocks && !kTransposed ? kOuter * kScaleGroup * 2 : 0;
   static constexpr int kStage = kXTile + kWTile + kStageScales;
@@ -49,7 +51,8 @@ struct GemmShape {
   static_assert(kStages >= 2);
 };
 
-// Where the 16-byte chunk `chunk` of a tile's row lies in that row, so that no two lanes that read together meet in a bank.
+// Where the 16-byte chunk `chunk` of a tile's row lies in that row, so that no two lanes that read together meet in a
+// bank.
 __device__ __forceinline__ int x_chunk(int row, int chunk) { return chunk ^ (row % 2 * 4); }
 
 template <typename S>
@@ -105,7 +108,8 @@ __device__ __forceinline__ uint32_t unsigned_bytes(uint32_t word, int nibbles) {
   return word >> (4 * nibbles) & 0x0f0f0f0fu;
 }
 
-// Rows of weights are columns of y. Lane (g, c) holds rows 8 j + g and of those what lies 8 c on, or, of q4_0, bytes 4 c on.
+// Rows of weights are columns of y. Lane (g, c) holds rows 8 j + g and of those what lies 8 c on, or, of q4_0, bytes 4
+// c on.
 template <typename S>
 __device__ __forceinline__ void read_weights(const Place& at, const uint8_t* tile, Weights& w) {
 #pragma unroll
@@ -128,7 +132,8 @@ __device__ __forceinline__ void read_weights(const Place& at, const uint8_t* til
 // Rows of weights are steps of the sum. Lane (g, c) holds columns 4 g + j of rows 8 c on: column tile j is every fourth
 // column, and c's columns of the sums are 8 c on.
 template <typename S>
-__device__ __forceinline__ void read_transposed(const Place& at, const uint8_t* tile, const uint8_t* scales, Weights& w) {
+__device__ __forceinline__ void read_transposed(const Place& at, const uint8_t* tile, const uint8_t* scales,
+                                                Weights& w) {
   constexpr int kRowBytes = 4 * S::kStepBytes;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -155,7 +160,8 @@ __device__ __forceinline__ void read_transposed(const Place& at, const uint8_t* 
     } else {
       const int byte = (at.warp_n * 32 + 4 * at.g) * 2;
       uint2 v[4];
-      for (int k = 0; k < 4; ++k) v[k] = shared_word<uint2>(tile + (row + k) * kRowBytes + w_chunk<S>(row + k, byte / 16) * 16 + byte % 16);
+      for (int k = 0; k < 4; ++k)
+        v[k] = shared_word<uint2>(tile + (row + k) * kRowBytes + w_chunk<S>(row + k, byte / 16) * 16 + byte % 16);
       for (int pair = 0; pair < 2; ++pair) {
         const uint2 a = v[2 * pair], b = v[2 * pair + 1];
         w.high[0][2 * half + pair] = __byte_perm(a.x, b.x, 0x5410);
@@ -172,17 +178,19 @@ __device__ __forceinline__ void read_transposed(const Place& at, const uint8_t* 
 template <int kMi>
 using Sums = float[kMi][4][4];
 
-// One step of 16 rows and 8 columns. x = high + low, so each weight is multiplied twice; of weights that are a high and a low
-// half themselves, low times low is left out (2^-22 of a product).
+// One step of 16 rows and 8 columns. x = high + low, so each weight is multiplied twice; of weights that are a high and
+// a low half themselves, low times low is left out (2^-22 of a product).
 template <typename S>
-__device__ __forceinline__ void multiply_tile(const uint4 (&x)[2][2], const uint32_t (&high)[4], const uint32_t (&low)[4], float (&sum)[4]) {
+__device__ __forceinline__ void multiply_tile(const uint4 (&x)[2][2], const uint32_t (&high)[4],
+                                              const uint32_t (&low)[4], float (&sum)[4]) {
   constexpr bool kBF16 = S::kType == DType::kBF16;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
 #pragma unroll
     for (int part = 0; part < 2; ++part) {
       const uint4 a = x[part][0], b = x[part][1];
-      Fragments f = half ? Fragments{{a.z, b.z, a.w, b.w}, {high[2], high[3]}} : Fragments{{a.x, b.x, a.y, b.y}, {high[0], high[1]}};
+      Fragments f = half ? Fragments{{a.z, b.z, a.w, b.w}, {high[2], high[3]}}
+                         : Fragments{{a.x, b.x, a.y, b.y}, {high[0], high[1]}};
       multiply_add<kBF16>(f, sum);
       if (S::kBlocks && S::kTransposed && part == 0) {
         f.b[0] = low[2 * half], f.b[1] = low[2 * half + 1];
@@ -194,8 +202,8 @@ __device__ __forceinline__ void multiply_tile(const uint4 (&x)[2][2], const uint
 
 // One step on the tensor cores. Blocks' integers are summed by themselves and scaled, unless transposed.
 template <typename S>
-__device__ __forceinline__ void add_step(const Place& at, const uint8_t* x, const uint8_t* tile, const uint8_t* scales, int step,
-                                         Sums<S::kMi>& sums) {
+__device__ __forceinline__ void add_step(const Place& at, const uint8_t* x, const uint8_t* tile, const uint8_t* scales,
+                                         int step, Sums<S::kMi>& sums) {
   Weights w;
   if constexpr (S::kTransposed) {
     read_transposed<S>(at, tile, scales, w);
@@ -206,7 +214,8 @@ __device__ __forceinline__ void add_step(const Place& at, const uint8_t* x, cons
   for (int i = 0; i < S::kMi; ++i) {
     const int row = (at.warp_m * S::kMi + i) * 16 + at.g;
     uint4 v[2][2];  // [high, low][row g, row g + 8]
-    for (int k = 0; k < 4; ++k) v[k / 2][k % 2] = shared_word<uint4>(x + (row + k % 2 * 8) * kXBytes + x_chunk(row, k / 2 * 4 + at.c) * 16);
+    for (int k = 0; k < 4; ++k)
+      v[k / 2][k % 2] = shared_word<uint4>(x + (row + k % 2 * 8) * kXBytes + x_chunk(row, k / 2 * 4 + at.c) * 16);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       if constexpr (S::kBlocks && !S::kTransposed) {
@@ -231,21 +240,26 @@ __device__ __forceinline__ float4 plain_four(const uint8_t* tile, int row, int r
     return shared_word<float4>(tile + row * row_bytes + w_chunk<S>(row, quarter) * 16);
   } else {
     const uint2 v = shared_word<uint2>(tile + row * row_bytes + w_chunk<S>(row, quarter / 2) * 16 + quarter % 2 * 8);
-    return {__uint_as_float(v.x << 16), __uint_as_float(v.x & 0xffff0000u), __uint_as_float(v.y << 16), __uint_as_float(v.y & 0xffff0000u)};
+    return {__uint_as_float(v.x << 16), __uint_as_float(v.x & 0xffff0000u), __uint_as_float(v.y << 16),
+            __uint_as_float(v.y & 0xffff0000u)};
   }
 }
 
-__device__ __forceinline__ float component(const float4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+__device__ __forceinline__ float component(const float4& v, int i) {
+  return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+}
 
 // One step by multiply-adds, the sums lying in the lanes as those of the tensor cores do.
 template <typename S>
-__device__ __forceinline__ void add_plain_step(const Place& at, const uint8_t* x, const uint8_t* tile, Sums<S::kMi>& sums) {
+__device__ __forceinline__ void add_plain_step(const Place& at, const uint8_t* x, const uint8_t* tile,
+                                               Sums<S::kMi>& sums) {
   const int first = at.warp_m * S::kMi * 16 + at.g;
 #pragma unroll 1
   for (int k = 0; k < kInner; k += 4) {
     float4 a[2 * S::kMi];
 #pragma unroll
-    for (int i = 0; i < 2 * S::kMi; ++i) a[i] = shared_word<float4>(x + (first + 8 * i) * kXBytes + x_chunk(first, k / 4) * 16);
+    for (int i = 0; i < 2 * S::kMi; ++i)
+      a[i] = shared_word<float4>(x + (first + 8 * i) * kXBytes + x_chunk(first, k / 4) * 16);
 #pragma unroll
     for (int part = 0; part < 4; ++part) {  // two of the lane's columns, or, transposed, one of the four rows
       float4 b[2];

@@ -1,5 +1,5 @@
-// From logits to tokens without moving the logits: parts of a row find their highest logit and their sums, and one block a row
-// puts them together, in order.
+// From logits to tokens without moving the logits: parts of a row find their highest logit and their sums, and one
+// block a row puts them together, in order.
 #include <cmath>
 
 #include "cuda/kernels.h"
@@ -13,7 +13,7 @@ namespace pi::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kEach = 16;                     // logits a thread, all loads in flight at once
+constexpr int kEach = 16;  // logits a thread, all loads in flight at once
 static_assert(kPartTokens == kThreads * kEach);
 
 constexpr int parts_of(int vocab) { return (vocab + kPartTokens - 1) / kPartTokens; }
@@ -77,7 +77,8 @@ __global__ void __launch_bounds__(kThreads) highest_of_parts(Rows o) {
   }
   sum = block_sum(sum, sums[0]);
   weight = block_sum(weight, sums[1]);
-  if (threadIdx.x == 0) static_cast<Part*>(a.workspace)[blockIdx.y * o.n_parts + blockIdx.x] = {best.logit, best.token, sum, weight};
+  if (threadIdx.x == 0)
+    static_cast<Part*>(a.workspace)[blockIdx.y * o.n_parts + blockIdx.x] = {best.logit, best.token, sum, weight};
 }
 
 // Uniform in [0, 1), as the CPU's sampler: one number of SplitMix64 (base/random.h).
@@ -117,7 +118,8 @@ __device__ __forceinline__ double part_weight(const Part* parts, int n_parts, in
 __device__ __forceinline__ Place find_part(const Part* parts, int n_parts, float high, const Draw& draw) {
   const int lane = threadIdx.x % kWarp;
   double total = 0;
-  for (int i = 0; i < n_parts; i += kWarp) total += lanes_sum(part_weight(parts, n_parts, i + lane, high, draw.temperature));
+  for (int i = 0; i < n_parts; i += kWarp)
+    total += lanes_sum(part_weight(parts, n_parts, i + lane, high, draw.temperature));
   double left = uniform(draw) * total;
   for (int i = 0; i < n_parts; i += kWarp) {
     const double weight = part_weight(parts, n_parts, i + lane, high, draw.temperature), upto = lanes_scan(weight);
@@ -131,12 +133,14 @@ __device__ __forceinline__ Place find_part(const Part* parts, int n_parts, float
   return {n_parts - 1, left};
 }
 
-// The token of a part at which the weights before it and its own exceed `place.left`; rounding may leave none: then the last one
-// that has a weight, and where weights are no numbers, the last one of all.
-__device__ __forceinline__ int draw_in_part(const Rows& o, const float* row, Place place, float high, float temperature) {
+// The token of a part at which the weights before it and its own exceed `place.left`; rounding may leave none: then the
+// last one that has a weight, and where weights are no numbers, the last one of all.
+__device__ __forceinline__ int draw_in_part(const Rows& o, const float* row, Place place, float high,
+                                            float temperature) {
   __shared__ double sums[kThreads / kWarp];
   __shared__ int found, last;
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, first = place.part * kPartTokens + threadIdx.x * kEach;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp,
+            first = place.part * kPartTokens + threadIdx.x * kEach;
   float weight[kEach];
   double own = 0;
 #pragma unroll
@@ -178,7 +182,8 @@ __global__ void __launch_bounds__(kThreads) join_parts(Rows o) {
   for (int i = lane; i < o.n_parts; i += kWarp) best.add(parts[i].high, parts[i].token);
   best.add_lanes();
   double sum = 0;
-  for (int i = lane; i < o.n_parts; i += kWarp) sum += parts[i].sum * exp(static_cast<double>(parts[i].high - best.logit));
+  for (int i = lane; i < o.n_parts; i += kWarp)
+    sum += parts[i].sum * exp(static_cast<double>(parts[i].high - best.logit));
   sum = lanes_sum(sum);
   const float* row = a.logits + size_t(blockIdx.x) * a.vocab;
   int token = best.token;

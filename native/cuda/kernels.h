@@ -1,12 +1,12 @@
-// What the GPU can compute, one function a kernel, each with its arguments as a struct of plain values. What kernels work in
-// is as large as cuda/workspace.h says.
+// What the GPU can compute, one function a kernel, each with its arguments as a struct of plain values. What kernels
+// work in is as large as cuda/workspace.h says.
 //
 // Launches are recorded once and repeated, so nothing here may change from step to step: what does (tokens' positions,
-// block tables, the step's number) is read from device memory. `T` is the number of rows of a step. Every output element
-// is summed in one fixed order, so that results do not depend on timing, nor on the rows beside a row.
+// block tables, the step's number) is read from device memory. `T` is the number of rows of a step. Every output
+// element is summed in one fixed order, so that results do not depend on timing, nor on the rows beside a row.
 //
-// Block types are multiplied as the CPU does: activations quantised to 8 bits, 32 at a time (scale = max|x| / 127, rounded
-// to nearest even), dot products of a block in integers. All other types with f32 activations.
+// Block types are multiplied as the CPU does: activations quantised to 8 bits, 32 at a time (scale = max|x| / 127,
+// rounded to nearest even), dot products of a block in integers. All other types with f32 activations.
 #pragma once
 
 #include <cstddef>
@@ -27,8 +27,8 @@ struct DeviceMatrix {
   explicit operator bool() const { return rows > 0; }
 };
 
-// Vectors [T, cols] with what block types are multiplied with: quants int8 [T, cols], scales f32 [T, cols / 32]. A kernel
-// that writes them fills the last two wherever they are not null.
+// Vectors [T, cols] with what block types are multiplied with: quants int8 [T, cols], scales f32 [T, cols / 32]. A
+// kernel that writes them fills the last two wherever they are not null.
 struct DeviceRows {
   float* x = nullptr;
   int8_t* quants = nullptr;
@@ -36,13 +36,13 @@ struct DeviceRows {
   int cols = 0;
 };
 
-// A meeting of GPU and host at a word of page-locked memory: whoever has something for the other stores the number of the
-// step in it, after everything else, and the other waits until it holds at least that (as a signed difference: it may
-// wrap). Where `abort` is not 0 nobody waits any more.
+// A meeting of GPU and host at a word of page-locked memory: whoever has something for the other stores the number of
+// the step in it, after everything else, and the other waits until it holds at least that (as a signed difference: it
+// may wrap). Where `abort` is not 0 nobody waits any more.
 struct Meeting {
-  uint32_t* flag = nullptr;           // null: no meeting
-  const uint32_t* step = nullptr;     // device memory
-  const uint32_t* abort = nullptr;    // page-locked
+  uint32_t* flag = nullptr;         // null: no meeting
+  const uint32_t* step = nullptr;   // device memory
+  const uint32_t* abort = nullptr;  // page-locked
 };
 
 // ------------------------------------------------------------------------------------------------- what meets the host
@@ -90,9 +90,9 @@ struct Stamp {
 
 // ------------------------------------------------------------------------------------------------------------ streams
 
-// A kernel with a `norm`, `merge` or `select` in its arguments does that, too, once its own results are complete: in the
-// same launch where rows are few (cuda/tail.cuh), so that a token takes as few launches as it can. `arrivals` are words of
-// device memory, 0 before and after every launch, arrival_words() of cuda/workspace.h at most.
+// A kernel with a `norm`, `merge` or `select` in its arguments does that, too, once its own results are complete: in
+// the same launch where rows are few (cuda/tail.cuh), so that a token takes as few launches as it can. `arrivals` are
+// words of device memory, 0 before and after every launch, arrival_words() of cuda/workspace.h at most.
 
 // out[t] = x[t] / rms(x[t]) * weight, or (x - mean) / sqrt(var + eps) * weight + bias with a bias.
 struct Norm {
@@ -113,9 +113,9 @@ struct Quantize {
   int rows = 0;
 };
 
-// y[t] = base[t] + bias + parts[0][t] + … in that order (null or 0: left out), and then, once `wait` was met, + host[t].
-// Where *skip_wait is 0 (`skip_wait` not null) there is nothing to wait for, and host is left out. y may be base; it may be
-// page-locked, and is then signalled. `norm` is of y.
+// y[t] = base[t] + bias + parts[0][t] + … in that order (null or 0: left out), and then, once `wait` was met, +
+// host[t]. Where *skip_wait is 0 (`skip_wait` not null) there is nothing to wait for, and host is left out. y may be
+// base; it may be page-locked, and is then signalled. `norm` is of y.
 struct Merge {
   const float* base = nullptr;
   const float* bias = nullptr;   // [dim]
@@ -133,8 +133,8 @@ struct Merge {
 
 // --------------------------------------------------------------------------------------------------------- projections
 
-// y[t][i] = W[i] · x[t] + bias[i], up to three matrices that read the same x, decoding: T small. With `add`, y is added to.
-// `relu` is applied last. `norm` is of the y of the only output.
+// y[t][i] = W[i] · x[t] + bias[i], up to three matrices that read the same x, decoding: T small. With `add`, y is added
+// to. `relu` is applied last. `norm` is of the y of the only output.
 struct Project {
   struct Output {
     DeviceMatrix w;
@@ -148,8 +148,8 @@ struct Project {
   Norm norm;
 };
 
-// The same as a matrix product, for prompts: T large. With `transposed`, y[t] = x[t] · W instead: y [T, w.cols], x [T, w.rows]
-// (down projections). x in f32; sums within 1e-4 of the row's norms. `workspace` holds gemm_workspace() bytes,
+// The same as a matrix product, for prompts: T large. With `transposed`, y[t] = x[t] · W instead: y [T, w.cols], x [T,
+// w.rows] (down projections). x in f32; sums within 1e-4 of the row's norms. `workspace` holds gemm_workspace() bytes,
 // which of more rows are enough for fewer. A row's result depends on no other row.
 struct Gemm {
   DeviceMatrix w;
@@ -174,8 +174,9 @@ struct Activate {
 
 // ----------------------------------------------------------------------------------------------------------- attention
 
-// Keys and values of one layer on the GPU: blocks of kKvBlockTokens positions, [block][keys | values][kv head][position]
-// [head_dim] of f32, f16 or int8; after an int8 side's [kv head][position][head_dim], its scales f32 [kv head][position].
+// Keys and values of one layer on the GPU: blocks of kKvBlockTokens positions, [block][keys | values][kv
+// head][position] [head_dim] of f32, f16 or int8; after an int8 side's [kv head][position][head_dim], its scales f32
+// [kv head][position].
 struct DeviceKv {
   uint8_t* data = nullptr;
   kernels::KvType type = kernels::KvType::kF16;
@@ -185,7 +186,8 @@ constexpr size_t device_kv_side_bytes(kernels::KvType type, int kv_heads, int he
   return size_t(kv_heads) * kernels::kv_tile_bytes(type, head_dim);
 }
 
-// Where the rows of a step stand, in device memory. A row at position -1 is nobody's: it stores nothing, and its attention is 0.
+// Where the rows of a step stand, in device memory. A row at position -1 is nobody's: it stores nothing, and its
+// attention is 0.
 struct RowPlaces {
   const int32_t* positions = nullptr;  // [T]
   const int32_t* sequences = nullptr;  // [T] row of `tables`
@@ -193,8 +195,8 @@ struct RowPlaces {
   int stride = 0;
 };
 
-// The rows' new keys and values, and the angles [max position, head_dim / 2] that they and the queries are rotated by, in
-// half-split pairs as kernels::Table::rope; null: no rotation.
+// The rows' new keys and values, and the angles [max position, head_dim / 2] that they and the queries are rotated by,
+// in half-split pairs as kernels::Table::rope; null: no rotation.
 struct NewKv {
   const float* key = nullptr;    // [T, kv_heads, head_dim]
   const float* value = nullptr;  // [T, kv_heads, head_dim]
@@ -233,8 +235,8 @@ struct Attend {
 // 32 neurons a word, bit i % 32 of word i / 32; words of a row stand mask_words(n) apart.
 PI_HOST_DEVICE constexpr int mask_words(int n_neurons) { return (n_neurons + 31) / 32; }
 
-// What of the masks is the GPU's: those of the first `resident` neurons that any row wants, in ascending order, and how many
-// bits of rows the others are (`cold`: what the host has to do).
+// What of the masks is the GPU's: those of the first `resident` neurons that any row wants, in ascending order, and how
+// many bits of rows the others are (`cold`: what the host has to do).
 struct Select {
   int resident = 0;
   int32_t* list = nullptr;   // [neurons]
@@ -261,18 +263,18 @@ struct Score {
   uint32_t* arrivals = nullptr;
 };
 
-// Gate, activation and up of the listed neurons i: act[i][t], 0 where row t's mask has it not. A closed gate ends a neuron.
-// Without a gate matrix: f(up). Gate and up are of one type.
+// Gate, activation and up of the listed neurons i: act[i][t], 0 where row t's mask has it not. A closed gate ends a
+// neuron. Without a gate matrix: f(up). Gate and up are of one type.
 //
-// `active` [mask_words(n_neurons) + 1] is all 0 before, and gets a bit for every neuron with an act that is not 0; `down`
-// reads it and leaves it all 0 again.
+// `active` [mask_words(n_neurons) + 1] is all 0 before, and gets a bit for every neuron with an act that is not 0;
+// `down` reads it and leaves it all 0 again.
 struct Neurons {
   DeviceMatrix gate, up;
   const float *gate_bias = nullptr, *up_bias = nullptr;  // by neuron
   kernels::Unary f = kernels::Unary::kRelu;
   bool both = false;  // dRelu
   float threshold = 0;
-  const int32_t* list = nullptr;   // [n_neurons], the first *count of which mean something; null: all, in order
+  const int32_t* list = nullptr;  // [n_neurons], the first *count of which mean something; null: all, in order
   const int32_t* count = nullptr;
   const uint32_t* mask = nullptr;  // or null: every row wants every neuron
   int n_neurons = 0;
@@ -284,9 +286,10 @@ struct Neurons {
   unsigned long long* counters = nullptr;  // [2]
 };
 
-// Σ_s parts[s][t] = sum over active neurons i of act[i][t] * down[i]. Which part has a neuron, and its place in the sum,
-// follow from its number alone, so that sums do not depend on the neurons that are idle; neighbours are dealt to different
-// parts. `active` is all 0 afterwards. n_parts >= n_neurons / 16384. `merge` is of these parts, unless its y is null.
+// Σ_s parts[s][t] = sum over active neurons i of act[i][t] * down[i]. Which part has a neuron, and its place in the
+// sum, follow from its number alone, so that sums do not depend on the neurons that are idle; neighbours are dealt to
+// different parts. `active` is all 0 afterwards. n_parts >= n_neurons / 16384. `merge` is of these parts, unless its y
+// is null.
 struct Down {
   DeviceMatrix w;
   uint32_t* active = nullptr;
@@ -299,8 +302,8 @@ struct Down {
 
 // ---------------------------------------------------------------------------------------------------------------- head
 
-// How a row's token is drawn: at a temperature, as the CPU's sampler (engine/sampler.h) does without penalties, top-k, top-p
-// and min-p, with weights that may differ from its in their last bits. Temperature 0: the highest token.
+// How a row's token is drawn: at a temperature, as the CPU's sampler (engine/sampler.h) does without penalties, top-k,
+// top-p and min-p, with weights that may differ from its in their last bits. Temperature 0: the highest token.
 struct Draw {
   float temperature;
   int32_t position;
@@ -308,8 +311,8 @@ struct Draw {
 };
 
 // Per row of logits: the highest one's token (of equal ones the lowest), or the token drawn; its logit, and the natural
-// logarithm of the sum of exponentials. Logits that are no numbers are never highest, and make log_sum one; where all are, the
-// token is the last one.
+// logarithm of the sum of exponentials. Logits that are no numbers are never highest, and make log_sum one; where all
+// are, the token is the last one.
 struct Highest {
   const float* logits = nullptr;  // [T, vocab]
   int rows = 0, vocab = 0;

@@ -33,7 +33,8 @@ __device__ __forceinline__ KvTile kv_tile(const KvPages& kv, int block, Side sid
   constexpr int kBytes = kType == KvType::kF32 ? 4 : kType == KvType::kF16 ? 2 : 1;
   const size_t head_elements = size_t(kBlockTokens) * kv.head_dim;
   uint8_t* const base = kv.data + (size_t(block) * 2 + side) * kv.side_bytes;
-  return {base + head * head_elements * kBytes, reinterpret_cast<float*>(base + kv.kv_heads * head_elements) + head * kBlockTokens};
+  return {base + head * head_elements * kBytes,
+          reinterpret_cast<float*>(base + kv.kv_heads * head_elements) + head * kBlockTokens};
 }
 
 // An octet as it lies in memory. All types are read in 16-byte loads but q8, whose octets have 8.
@@ -58,7 +59,9 @@ template <>
 struct Octet<KvType::kF16> {
   uint4 bits;
   __device__ __forceinline__ void clear() { bits = make_uint4(0, 0, 0, 0); }
-  __device__ __forceinline__ void load(const KvTile& tile, int octet) { bits = reinterpret_cast<const uint4*>(tile.data)[octet]; }
+  __device__ __forceinline__ void load(const KvTile& tile, int octet) {
+    bits = reinterpret_cast<const uint4*>(tile.data)[octet];
+  }
   __device__ __forceinline__ void unpack(float (&x)[kOctet]) const {
     const unsigned pairs[4] = {bits.x, bits.y, bits.z, bits.w};
     for (int i = 0; i < 4; ++i) {
@@ -74,7 +77,9 @@ template <>
 struct Octet<KvType::kQ8> {
   uint2 bits;
   __device__ __forceinline__ void clear() { bits = make_uint2(0, 0); }
-  __device__ __forceinline__ void load(const KvTile& tile, int octet) { bits = reinterpret_cast<const uint2*>(tile.data)[octet]; }
+  __device__ __forceinline__ void load(const KvTile& tile, int octet) {
+    bits = reinterpret_cast<const uint2*>(tile.data)[octet];
+  }
   __device__ __forceinline__ void unpack(float (&x)[kOctet]) const {
     const unsigned words[2] = {bits.x ^ 0x80808080u, bits.y ^ 0x80808080u};
     for (int i = 0; i < kOctet; ++i) {

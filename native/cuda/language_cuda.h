@@ -11,7 +11,7 @@
 namespace pi::cuda {
 
 constexpr const char *kBackend = "cuda", *kVendor = "NVIDIA";
-constexpr const char *kLoadAtOnce[] = {"CUDA_MODULE_LOADING", "EAGER"};
+constexpr const char* kLoadAtOnce[] = {"CUDA_MODULE_LOADING", "EAGER"};
 
 __device__ __forceinline__ uint64_t device_clock_ns() {
   uint64_t ns;

@@ -1,5 +1,5 @@
-// The words of cuda/language.h, and of CUDA's runtime as cuda/runtime.cu uses it, for AMD's HIP. Wavefronts of 64 lanes are
-// two warps side by side: exchanges stay within 32 lanes. It compiles, and was never run: no test has an AMD GPU.
+// The words of cuda/language.h, and of CUDA's runtime as cuda/runtime.cu uses it, for AMD's HIP. Wavefronts of 64 lanes
+// are two warps side by side: exchanges stay within 32 lanes. It compiles, and was never run: no test has an AMD GPU.
 #pragma once
 
 #include <hip/hip_fp16.h>
@@ -28,7 +28,8 @@
 #define cudaFree hipFree
 #define cudaFreeHost hipHostFree
 #define cudaFuncAttributeMaxDynamicSharedMemorySize hipFuncAttributeMaxDynamicSharedMemorySize
-#define cudaFuncSetAttribute(kernel, attribute, value) hipFuncSetAttribute(reinterpret_cast<const void*>(kernel), attribute, value)
+#define cudaFuncSetAttribute(kernel, attribute, value) \
+  hipFuncSetAttribute(reinterpret_cast<const void*>(kernel), attribute, value)
 #define cudaGetDeviceCount hipGetDeviceCount
 #define cudaGetDeviceProperties hipGetDeviceProperties
 #define cudaGetErrorName hipGetErrorName
@@ -86,7 +87,7 @@
 namespace pi::cuda {
 
 constexpr const char *kBackend = "hip", *kVendor = "AMD";
-constexpr const char *kLoadAtOnce[] = {"HIP_ENABLE_DEFERRED_LOADING", "0"};
+constexpr const char* kLoadAtOnce[] = {"HIP_ENABLE_DEFERRED_LOADING", "0"};
 
 // HIP's 50221153 is 5.2, which CUDA would call 5020.
 inline hipError_t as_cuda_numbers(hipError_t (*get)(int*), int* version) {

@@ -26,7 +26,8 @@ void sweep(void* stream, const Sweep& a);
 // All of the above.
 const Kernels& launchers();
 
-// What a launch of so many blocks waits for itself: where they are many, one block waits in a launch before it, for nothing.
+// What a launch of so many blocks waits for itself: where they are many, one block waits in a launch before it, for
+// nothing.
 Meeting wait_before(void* stream, const Meeting& a, size_t blocks);
 
 }  // namespace pi::cuda

@@ -12,13 +12,14 @@ constexpr int kThreads = 256;
 // Words that one block copies; more are copied by many, and a launch of its own signals.
 constexpr int kBlockWords = 16384;
 
-// Blocks that look at a flag each for itself, at most. Every look crosses the bus: thousands of blocks that a prompt's rows
-// take would fill it, and be late to see what they look for.
+// Blocks that look at a flag each for itself, at most. Every look crosses the bus: thousands of blocks that a prompt's
+// rows take would fill it, and be late to see what they look for.
 constexpr unsigned kLooking = 64;
 
 __global__ void meet_host(Meeting meeting) { wait_for(meeting); }
 
-// Four neighbouring elements a thread, counted over all rows. Every block looks at the flag for itself, where there is one.
+// Four neighbouring elements a thread, counted over all rows. Every block looks at the flag for itself, where there is
+// one.
 __global__ void __launch_bounds__(kThreads) receive_rows(Receive a) {
   if (threadIdx.x == 0) wait_for(a.wait);
   __syncthreads();

@@ -7,12 +7,13 @@
 
 namespace pi::cuda {
 
-// Until the host has stored this step's number, or nobody waits any more. What it stored before is visible afterwards, to
-// this thread and, after a __syncthreads(), to its block.
+// Until the host has stored this step's number, or nobody waits any more. What it stored before is visible afterwards,
+// to this thread and, after a __syncthreads(), to its block.
 __device__ __forceinline__ void wait_for(const Meeting& meeting) {
   if (meeting.flag == nullptr) return;
   const uint32_t step = *meeting.step;
-  // A look crosses the bus, which takes a microsecond, and the flag is what is waited for: abort is looked at now and then.
+  // A look crosses the bus, which takes a microsecond, and the flag is what is waited for: abort is looked at now and
+  // then.
   for (unsigned looks = 1; static_cast<int32_t>(load_system(meeting.flag) - step) < 0; ++looks) {
     if (looks % 16 == 0 && load_system(meeting.abort) != 0) return;
     __nanosleep(32);

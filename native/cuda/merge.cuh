@@ -7,8 +7,8 @@ namespace pi::cuda {
 
 constexpr int kMergeThreads = kNormThreads;
 
-// Rows [first, first + kRows) of column c. Every thread of the block calls, those past the last column, too. The parts are
-// read before the host is waited for.
+// Rows [first, first + kRows) of column c. Every thread of the block calls, those past the last column, too. The parts
+// are read before the host is waited for.
 template <int kRows>
 __device__ __forceinline__ void merge_column(const Merge& a, int first, int c) {
   const bool host = a.host && (!a.skip_wait || *a.skip_wait != 0);

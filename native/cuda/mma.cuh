@@ -1,5 +1,5 @@
-// Matrix products of a warp on the tensor cores, pairs of 16-bit floats, and copies to shared memory that do not wait: what
-// has no spelling in CUDA C++ is PTX, with a twin in plain C++ beside it for the emulator and for HIP.
+// Matrix products of a warp on the tensor cores, pairs of 16-bit floats, and copies to shared memory that do not wait:
+// what has no spelling in CUDA C++ is PTX, with a twin in plain C++ beside it for the emulator and for HIP.
 //
 // Written against mma.sync instead of nvcuda::wmma because its registers have a published layout (PTX ISA, "Matrix
 // Fragments for mma.m16n8k16"): weights are unpacked straight into them, and sums are scaled per column where they lie.
@@ -40,12 +40,15 @@ __device__ __forceinline__ uint32_t fma_f16x2(uint32_t a, uint32_t b, uint32_t c
   return d;
 }
 #else
-// Sums and products of two f16 are exact in f32, but for sums of far apart exponents, whose second rounding does nothing.
+// Sums and products of two f16 are exact in f32, but for sums of far apart exponents, whose second rounding does
+// nothing.
 template <typename F>
 __device__ __forceinline__ uint32_t map_f16x2(F&& f) {
   return f32_to_f16_bits(f(0)) | static_cast<uint32_t>(f32_to_f16_bits(f(16))) << 16;
 }
-__device__ __forceinline__ float half_of(uint32_t pair, int shift) { return f16_bits_to_f32(static_cast<uint16_t>(pair >> shift)); }
+__device__ __forceinline__ float half_of(uint32_t pair, int shift) {
+  return f16_bits_to_f32(static_cast<uint16_t>(pair >> shift));
+}
 __device__ __forceinline__ uint32_t sub_f16x2(uint32_t a, uint32_t b) {
   return map_f16x2([=](int i) { return half_of(a, i) - half_of(b, i); });
 }
@@ -65,7 +68,8 @@ __device__ __forceinline__ uint16_t f32_to_bf16_bits(float x) {
 
 // ----------------------------------------------------------------------------------------------------------- products
 
-// What a lane holds of A [16, 16] (row major) and B [16, 8] (column major), g = lane / 4, c = lane % 4, two elements a word:
+// What a lane holds of A [16, 16] (row major) and B [16, 8] (column major), g = lane / 4, c = lane % 4, two elements a
+// word:
 //   a[0] = A[g][2c..], a[1] = A[g + 8][2c..], a[2] = A[g][2c + 8..], a[3] = A[g + 8][2c + 8..]
 //   b[0] = B[2c..][g], b[1] = B[2c + 8..][g]
 // and of C and D [16, 8] in f32: {[g][2c], [g][2c + 1], [g + 8][2c], [g + 8][2c + 1]}.
@@ -126,11 +130,15 @@ template <bool kBF16>
 __device__ __forceinline__ void multiply_add(const Fragments& f, float (&c)[4]) {
 #if defined(PI_ASYNC_COPY)
   if constexpr (kBF16) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, "
+        "%2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(f.a[0]), "r"(f.a[1]), "r"(f.a[2]), "r"(f.a[3]), "r"(f.b[0]), "r"(f.b[1]));
   } else {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+        "%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(f.a[0]), "r"(f.a[1]), "r"(f.a[2]), "r"(f.a[3]), "r"(f.b[0]), "r"(f.b[1]));
   }
@@ -138,12 +146,13 @@ __device__ __forceinline__ void multiply_add(const Fragments& f, float (&c)[4]) 
   static_assert(!kBF16, "7.5 multiplies no bf16");
   for (int half = 0; half < 2; ++half) {  // the first eight of the inner dimension, then the others
     asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(f.a[2 * half]), "r"(f.a[2 * half + 1]), "r"(f.b[half]));
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(f.a[2 * half]), "r"(f.a[2 * half + 1]), "r"(f.b[half]));
   }
 #elif defined(PI_EMULATED)
   Met mine{&f, c, false};
-  const emulator::Told told = emulator::exchange(reinterpret_cast<uint64_t>(&mine), emulator::Exchange::kShuffle, __LINE__);
+  const emulator::Told told =
+      emulator::exchange(reinterpret_cast<uint64_t>(&mine), emulator::Exchange::kShuffle, __LINE__);
   if (!mine.done) multiply_met<kBF16>(told.values);
 #else
   const int lane = threadIdx.x % 32, g = lane / 4;
@@ -152,11 +161,13 @@ __device__ __forceinline__ void multiply_add(const Fragments& f, float (&c)[4]) 
     uint32_t a[4], b[2][2];
     for (int word = 0; word < 4; ++word) a[word] = __shfl_sync(0xffffffffu, f.a[word], 4 * g + from);
     for (int i = 0; i < 2; ++i) {
-      for (int word = 0; word < 2; ++word) b[i][word] = __shfl_sync(0xffffffffu, f.b[word], 4 * (2 * (lane % 4) + i) + from);
+      for (int word = 0; word < 2; ++word)
+        b[i][word] = __shfl_sync(0xffffffffu, f.b[word], 4 * (2 * (lane % 4) + i) + from);
     }
     for (int i = 0; i < 4; ++i) {
       for (int k = 0; k < 4; ++k) {
-        const float x = value_of<kBF16>(element(a[k / 2 * 2 + i / 2], k % 2)), w = value_of<kBF16>(element(b[i % 2][k / 2], k % 2));
+        const float x = value_of<kBF16>(element(a[k / 2 * 2 + i / 2], k % 2)),
+                    w = value_of<kBF16>(element(b[i % 2][k / 2], k % 2));
         c[i] = fmaf(x, w, c[i]);
       }
     }
@@ -166,9 +177,9 @@ __device__ __forceinline__ void multiply_add(const Fragments& f, float (&c)[4]) 
 
 // ------------------------------------------------------------------------------------------------------------- copies
 
-// A piece of 8 or 16 bytes (T: uint2, uint4) on its way to shared memory: start() asks for it, the block computes, land()
-// puts it down where there are no asynchronous copies. It may be there from start() on, and is surely there only after
-// wait_copies() and a barrier. Zeros where there is nothing to fetch; `from` is then any address.
+// A piece of 8 or 16 bytes (T: uint2, uint4) on its way to shared memory: start() asks for it, the block computes,
+// land() puts it down where there are no asynchronous copies. It may be there from start() on, and is surely there only
+// after wait_copies() and a barrier. Zeros where there is nothing to fetch; `from` is then any address.
 template <typename T>
 class Piece {
  public:

@@ -1,5 +1,5 @@
-// What pi_cuda and pi_emulated, which are loaded when a device is first asked for, give to who loads them: one function of
-// C linkage. Everything they share was compiled from the same headers, or the call is refused.
+// What pi_cuda and pi_emulated, which are loaded when a device is first asked for, give to who loads them: one function
+// of C linkage. Everything they share was compiled from the same headers, or the call is refused.
 #pragma once
 
 #include <cstddef>
@@ -15,9 +15,11 @@ constexpr uint32_t kInterfaceVersion = 1;
 
 constexpr uint64_t interface_id() {
   uint64_t id = kInterfaceVersion;
-  for (size_t size : {sizeof(DeviceInfo), sizeof(Kernels), sizeof(DeviceMatrix), sizeof(DeviceRows), sizeof(Meeting), sizeof(Receive), sizeof(Publish),
-                      sizeof(Stamp), sizeof(Norm), sizeof(Quantize), sizeof(Merge), sizeof(Project), sizeof(Gemm), sizeof(Activate), sizeof(StoreKv),
-                      sizeof(Attend), sizeof(Score), sizeof(Select), sizeof(Neurons), sizeof(Down), sizeof(Highest), sizeof(Sweep)}) {
+  for (size_t size : {sizeof(DeviceInfo), sizeof(Kernels), sizeof(DeviceMatrix), sizeof(DeviceRows), sizeof(Meeting),
+                      sizeof(Receive),    sizeof(Publish), sizeof(Stamp),        sizeof(Norm),       sizeof(Quantize),
+                      sizeof(Merge),      sizeof(Project), sizeof(Gemm),         sizeof(Activate),   sizeof(StoreKv),
+                      sizeof(Attend),     sizeof(Score),   sizeof(Select),       sizeof(Neurons),    sizeof(Down),
+                      sizeof(Highest),    sizeof(Sweep)}) {
     id = id * 1099511628211ull + size;
   }
   return id;

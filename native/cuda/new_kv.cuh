@@ -44,7 +44,8 @@ template <KvType kType>
 __device__ __forceinline__ void store_element(const KvTile& tile, int i, float x, float inverse) {
   if constexpr (kType == KvType::kF32) reinterpret_cast<float*>(tile.data)[i] = x;
   if constexpr (kType == KvType::kF16) reinterpret_cast<uint16_t*>(tile.data)[i] = f32_to_f16_bits(x);
-  if constexpr (kType == KvType::kQ8) reinterpret_cast<int8_t*>(tile.data)[i] = static_cast<int8_t>(__float2int_rn(x * inverse));
+  if constexpr (kType == KvType::kQ8)
+    reinterpret_cast<int8_t*>(tile.data)[i] = static_cast<int8_t>(__float2int_rn(x * inverse));
 }
 
 template <KvType kType>
@@ -67,9 +68,11 @@ __device__ __forceinline__ void store_vector(const Pairs& p, const KvTile& tile,
 
 // The key, or the value, of a row's KV head. A warp calls.
 template <KvType kType>
-__device__ __forceinline__ void store_head(const NewKv& now, const KvPages& kv, Side side, int row, int head, int position, int block) {
+__device__ __forceinline__ void store_head(const NewKv& now, const KvPages& kv, Side side, int row, int head,
+                                           int position, int block) {
   const int lane = threadIdx.x % kWarp, half = kv.head_dim / 2;
-  Pairs p = load_pairs((side == kKeys ? now.key : now.value) + (size_t(row) * kv.kv_heads + head) * 2 * half, half, lane);
+  Pairs p =
+      load_pairs((side == kKeys ? now.key : now.value) + (size_t(row) * kv.kv_heads + head) * 2 * half, half, lane);
   if (now.cosine && side == kKeys) rotate(p, now, position, half, lane);
   store_vector<kType>(p, kv_tile<kType>(kv, block, side, head), position % kBlockTokens, half, lane);
 }

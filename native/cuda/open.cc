@@ -1,5 +1,5 @@
-// Finds and loads what was built for a device. Nothing is loaded before a device is asked for, so one addon runs on every
-// machine.
+// Finds and loads what was built for a device. Nothing is loaded before a device is asked for, so one addon runs on
+// every machine.
 #include <dlfcn.h>
 #include <unistd.h>
 
@@ -31,14 +31,18 @@ Opened none(std::string reason) { return {nullptr, std::move(reason)}; }
 
 // What a module that is not there would have been for.
 std::string not_built(const std::string& name) {
-  if (name == "pi_emulated") return "the emulator was not built; build it with: cmake --build build --target pi_emulated";
+  if (name == "pi_emulated")
+    return "the emulator was not built; build it with: cmake --build build --target pi_emulated";
   if (name == "pi_hip") {
     if (::access("/dev/kfd", F_OK) != 0) return "no AMD driver is loaded";
-    return "an AMD driver is loaded, but the engine was built without HIP; install hipcc, then: PI_HIP=1 npm run build:native";
+    return "an AMD driver is loaded, but the engine was built without HIP; install hipcc, then: PI_HIP=1 npm run "
+           "build:native";
   }
-  const bool driver = ::access("/proc/driver/nvidia/version", F_OK) == 0 || ::access("/usr/lib/wsl/lib/libcuda.so.1", F_OK) == 0;
+  const bool driver =
+      ::access("/proc/driver/nvidia/version", F_OK) == 0 || ::access("/usr/lib/wsl/lib/libcuda.so.1", F_OK) == 0;
   if (!driver) return "no NVIDIA driver is loaded";
-  return "an NVIDIA driver is loaded, but the engine was built without CUDA; install the CUDA toolkit (nvcc), then: npm run build:native";
+  return "an NVIDIA driver is loaded, but the engine was built without CUDA; install the CUDA toolkit (nvcc), then: "
+         "npm run build:native";
 }
 
 Opened open_module(const std::string& name, int ordinal) {

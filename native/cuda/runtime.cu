@@ -56,8 +56,8 @@ FailedLaunch& failed_launch() {
   return failed;
 }
 
-// Bytes of a device in use by everybody, asked of the driver's management library, which needs no context; negative where
-// there is none.
+// Bytes of a device in use by everybody, asked of the driver's management library, which needs no context; negative
+// where there is none.
 class Management {
  public:
   Management() : library_(::dlopen("libnvidia-ml.so.1", RTLD_NOW | RTLD_LOCAL)) {
@@ -141,7 +141,8 @@ class CudaDevice final : public Device {
     const int64_t after = management.used(bus_id);
     // Unknown: as if everything in use were ours.
     const bool known = before >= 0 && after >= before;
-    info_.context_bytes = first_context(ordinal_, known ? static_cast<size_t>(after - before) : info_.total_bytes - info_.free_bytes);
+    info_.context_bytes =
+        first_context(ordinal_, known ? static_cast<size_t>(after - before) : info_.total_bytes - info_.free_bytes);
   }
   ~CudaDevice() override {
     (void)cudaSetDevice(ordinal_);
@@ -168,7 +169,9 @@ class CudaDevice final : public Device {
   void* allocate_host(size_t bytes) override {
     use();
     void* memory = nullptr;
-    if (!got("cudaHostAlloc", cudaHostAlloc(&memory, std::max<size_t>(bytes, 1), cudaHostAllocMapped | cudaHostAllocPortable))) return nullptr;
+    if (!got("cudaHostAlloc",
+             cudaHostAlloc(&memory, std::max<size_t>(bytes, 1), cudaHostAllocMapped | cudaHostAllocPortable)))
+      return nullptr;
     return std::memset(memory, 0, bytes);
   }
   void free_host(void* memory) noexcept override {
@@ -204,8 +207,8 @@ class CudaDevice final : public Device {
     use();
     PI_CHECK(cudaStreamWaitEvent(at(queue), static_cast<CudaEvent&>(event).event, 0));
   }
-  // After an error nothing is waited for: synchronize tells. That it is not done yet is no error, but HIP keeps it as the last
-  // one, which the next launch would find.
+  // After an error nothing is waited for: synchronize tells. That it is not done yet is no error, but HIP keeps it as
+  // the last one, which the next launch would find.
   bool done(Event& event) override {
     (void)cudaSetDevice(ordinal_);
     if (cudaEventQuery(static_cast<CudaEvent&>(event).event) != cudaErrorNotReady) return true;
@@ -274,8 +277,8 @@ class CudaDevice final : public Device {
     if (recording_ && queue == Queue::kCompute) throw std::runtime_error(std::string(call) + " cannot be recorded");
   }
 
-  // A kernel, so that what the runtime makes at the first one is there when memory is counted, and a module without code for
-  // this GPU is told now.
+  // A kernel, so that what the runtime makes at the first one is there when memory is counted, and a module without
+  // code for this GPU is told now.
   void run_once() {
     uint64_t* const word = static_cast<uint64_t*>(allocate_host(sizeof(uint64_t)));
     if (word == nullptr) throw std::runtime_error("cudaHostAlloc: no page-locked memory");
@@ -309,16 +312,19 @@ std::string version(int number) { return std::to_string(number / 1000) + "." + s
 std::string obstacle(int ordinal) {
   for (const char* const name : {"CUDA_LAUNCH_BLOCKING", "HIP_LAUNCH_BLOCKING"}) {
     const char* const set = std::getenv(name);
-    if (set != nullptr && std::strtol(set, nullptr, 10) != 0) return std::string(name) + " is set, and a launch that waits for the host would then never return";
+    if (set != nullptr && std::strtol(set, nullptr, 10) != 0)
+      return std::string(name) + " is set, and a launch that waits for the host would then never return";
   }
   int driver = 0, runtime = 0, devices = 0;
-  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return std::string("no ") + kVendor + " driver is loaded";
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
+    return std::string("no ") + kVendor + " driver is loaded";
   (void)cudaRuntimeGetVersion(&runtime);
   const cudaError_t status = cudaGetDeviceCount(&devices);
   if (status == cudaErrorInsufficientDriver) {
     return "the driver is too old: it knows CUDA " + version(driver) + ", and this build needs " + version(runtime);
   }
-  if (status == cudaErrorNoDevice || (status == cudaSuccess && devices == 0)) return "a driver is loaded, but it finds no GPU";
+  if (status == cudaErrorNoDevice || (status == cudaSuccess && devices == 0))
+    return "a driver is loaded, but it finds no GPU";
   if (status != cudaSuccess) return message("cudaGetDeviceCount", status);
   if (ordinal < 0 || ordinal >= devices) {
     return "there is no GPU " + std::to_string(ordinal) + "; there are " + std::to_string(devices) + ", counted from 0";
@@ -329,7 +335,8 @@ std::string obstacle(int ordinal) {
     return "the GPU does not tell its compute capability";
   }
   if (kBackend == std::string("cuda") && (major < kLeastMajor || (major == kLeastMajor && minor < kLeastMinor))) {
-    return "the GPU is of compute capability " + std::to_string(major) + "." + std::to_string(minor) + ", and 7.5 is the least";
+    return "the GPU is of compute capability " + std::to_string(major) + "." + std::to_string(minor) +
+           ", and 7.5 is the least";
   }
   return "";
 }
@@ -342,11 +349,12 @@ void note_launch(const char* kernel, cudaError_t status) {
 
 }  // namespace pi::cuda
 
-extern "C" __attribute__((visibility("default"))) pi::cuda::Device* pi_open_device(uint64_t interface, int ordinal, char* reason,
-                                                                                    size_t reason_bytes) {
+extern "C" __attribute__((visibility("default"))) pi::cuda::Device* pi_open_device(uint64_t interface, int ordinal,
+                                                                                   char* reason, size_t reason_bytes) {
   using namespace pi::cuda;
   if (interface != interface_id()) {
-    std::snprintf(reason, reason_bytes, "pi_%s was built from other sources than the engine; build it again: npm run build:native", kBackend);
+    std::snprintf(reason, reason_bytes,
+                  "pi_%s was built from other sources than the engine; build it again: npm run build:native", kBackend);
     return nullptr;
   }
   try {

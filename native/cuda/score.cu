@@ -1,4 +1,5 @@
-// Scores of a layer's neurons by its predictor: which of them each row wants, and, once all are known, which the GPU computes.
+// Scores of a layer's neurons by its predictor: which of them each row wants, and, once all are known, which the GPU
+// computes.
 #include "cuda/dot.cuh"
 #include "cuda/launchers.h"
 #include "cuda/select.cuh"

@@ -14,7 +14,7 @@ struct Store {
 };
 
 template <KvType kType>
-__global__ void __launch_bounds__(kWarps * kWarp) store_kv_rows(Store o) {
+__global__ void __launch_bounds__(kWarps* kWarp) store_kv_rows(Store o) {
   const StoreKv& a = o.a;
   const int row = blockIdx.x, heads = o.kv.kv_heads, vector = blockIdx.y * kWarps + threadIdx.x / kWarp;
   const int position = a.places.positions[row];

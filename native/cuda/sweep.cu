@@ -8,8 +8,8 @@ namespace pi::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-// Loads of 16 bytes that a thread has in flight: with 2,048 threads a multiprocessor 128 KiB, twice what latency and bandwidth
-// of today's memories ask for.
+// Loads of 16 bytes that a thread has in flight: with 2,048 threads a multiprocessor 128 KiB, twice what latency and
+// bandwidth of today's memories ask for.
 constexpr int kLoads = 4;
 constexpr size_t kBlockQuads = size_t{kThreads} * kLoads;
 

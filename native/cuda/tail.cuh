@@ -1,6 +1,6 @@
-// A kernel's tail: what follows from all of its blocks' results is done by the block that comes last, in the same launch.
-// A launch of its own would cost a drain, a start and a fill of the GPU, a few microseconds a token and layer; the tail
-// costs a counter and what one block takes. So tails are for little work: up to kTailRows rows of decoding.
+// A kernel's tail: what follows from all of its blocks' results is done by the block that comes last, in the same
+// launch. A launch of its own would cost a drain, a start and a fill of the GPU, a few microseconds a token and layer;
+// the tail costs a counter and what one block takes. So tails are for little work: up to kTailRows rows of decoding.
 #pragma once
 
 #include "cuda/language.h"

@@ -1,5 +1,5 @@
-// Bytes of device memory, 256-aligned, that kernels work in: functions of shapes alone, so that memory is counted the same
-// with a device and without.
+// Bytes of device memory, 256-aligned, that kernels work in: functions of shapes alone, so that memory is counted the
+// same with a device and without.
 #pragma once
 
 #include <cstddef>
@@ -9,8 +9,8 @@
 
 namespace pi::cuda {
 
-// `highest` looks at the vocabulary in parts. `sum` and `weight` are relative to a part's highest logit: Σ e^(x - high),
-// Σ e^((x - high) / temperature).
+// `highest` looks at the vocabulary in parts. `sum` and `weight` are relative to a part's highest logit: Σ e^(x -
+// high), Σ e^((x - high) / temperature).
 constexpr int kPartTokens = 4096;
 struct HighestPart {
   float high;

@@ -16,11 +16,11 @@ namespace {
 using cuda::Device;
 using cuda::Queue;
 
-constexpr int kRounds = 5;      // of which the best counts
-constexpr int kRepeats = 8;     // of what one round times, so that neither its launch nor its end does
-constexpr int kMeetings = 64;   // one after the other
-constexpr int kKernels = 256;   // one after the other, so that the program's own launch does not count
-constexpr int kRow = 4096;      // elements that meet: a 7 B model's stream
+constexpr int kRounds = 5;     // of which the best counts
+constexpr int kRepeats = 8;    // of what one round times, so that neither its launch nor its end does
+constexpr int kMeetings = 64;  // one after the other
+constexpr int kKernels = 256;  // one after the other, so that the program's own launch does not count
+constexpr int kRow = 4096;     // elements that meet: a 7 B model's stream
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -71,7 +71,8 @@ double read_bandwidth(Device& device, size_t bytes) {
   device.zero(Queue::kCompute, memory.get(), bytes);
   const double seconds = best_seconds([&] {
     for (int i = 0; i < kRepeats; ++i) {
-      device.kernels().sweep(device.stream(), {static_cast<const uint32_t*>(memory.get()), bytes / 4, static_cast<uint32_t*>(sum.get())});
+      device.kernels().sweep(
+          device.stream(), {static_cast<const uint32_t*>(memory.get()), bytes / 4, static_cast<uint32_t*>(sum.get())});
     }
     device.synchronize(Queue::kCompute);
   });
@@ -102,7 +103,9 @@ std::unique_ptr<cuda::Program> record_meetings(Device& device, Table& table, con
   device.begin_recording();
   for (int i = 0; i < kMeetings; ++i) {
     device.kernels().publish(device.stream(), {row, table.row, kRow, {&table.given[i].word, step, &table.abort.word}});
-    device.kernels().receive(device.stream(), {{&table.answered[i].word, step, &table.abort.word}, table.answer, {row, nullptr, nullptr, kRow}, 1});
+    device.kernels().receive(
+        device.stream(),
+        {{&table.answered[i].word, step, &table.abort.word}, table.answer, {row, nullptr, nullptr, kRow}, 1});
   }
   return device.end_recording();
 }
@@ -111,7 +114,8 @@ double meeting_seconds(Device& device) {
   size_t table_bytes = sizeof(Table), row_bytes = kRow * sizeof(float) + 256;
   const auto shared = take_host(device, table_bytes);
   const auto memory = take_device(device, row_bytes);
-  if (table_bytes < sizeof(Table) || row_bytes < kRow * sizeof(float) + 256) throw std::runtime_error("device probe: there is no memory to meet in");
+  if (table_bytes < sizeof(Table) || row_bytes < kRow * sizeof(float) + 256)
+    throw std::runtime_error("device probe: there is no memory to meet in");
   Table& table = *static_cast<Table*>(shared.get());
   float* const row = static_cast<float*>(memory.get());
   uint32_t* const step = reinterpret_cast<uint32_t*>(row + kRow);
@@ -131,7 +135,8 @@ double meeting_seconds(Device& device) {
       std::atomic_ref<uint32_t> given(table.given[i].word);
       for (int looks = 1; given.load(std::memory_order_acquire) != now; ++looks) {
         if (looks % 1024 != 0) continue;
-        if (device.done(*end) && given.load(std::memory_order_acquire) != now) device.synchronize(Queue::kCompute);  // says what went wrong
+        if (device.done(*end) && given.load(std::memory_order_acquire) != now)
+          device.synchronize(Queue::kCompute);  // says what went wrong
         std::this_thread::yield();
       }
       std::atomic_ref<uint32_t>(table.answered[i].word).store(now, std::memory_order_release);
@@ -141,7 +146,8 @@ double meeting_seconds(Device& device) {
   return seconds / kMeetings;
 }
 
-// A row goes from one place to another and back: kernels as small as any of a token's, each reading what the last one wrote.
+// A row goes from one place to another and back: kernels as small as any of a token's, each reading what the last one
+// wrote.
 double launch_seconds(Device& device) {
   size_t bytes = 2 * kRow * sizeof(float);
   const auto memory = take_device(device, bytes);
@@ -149,7 +155,8 @@ double launch_seconds(Device& device) {
   float* const rows[2] = {static_cast<float*>(memory.get()), static_cast<float*>(memory.get()) + kRow};
   device.zero(Queue::kCompute, memory.get(), bytes);
   device.begin_recording();
-  for (int i = 0; i < kKernels; ++i) device.kernels().receive(device.stream(), {{}, rows[i % 2], {rows[(i + 1) % 2], nullptr, nullptr, kRow}, 1});
+  for (int i = 0; i < kKernels; ++i)
+    device.kernels().receive(device.stream(), {{}, rows[i % 2], {rows[(i + 1) % 2], nullptr, nullptr, kRow}, 1});
   const auto program = device.end_recording();
   const double seconds = best_seconds([&] {
     device.launch(*program);
@@ -162,7 +169,8 @@ double launch_seconds(Device& device) {
 
 DeviceProbe probe_device(Device& device, size_t bytes) {
   bytes = std::max<size_t>(4096, bytes / 256 * 256);
-  return {read_bandwidth(device, bytes), link_bandwidth(device, bytes), meeting_seconds(device), launch_seconds(device)};
+  return {read_bandwidth(device, bytes), link_bandwidth(device, bytes), meeting_seconds(device),
+          launch_seconds(device)};
 }
 
 }  // namespace pi::engine

@@ -29,7 +29,8 @@ int max_position(const ModelConfig& c, const EngineOptions& options) {
 
 // Layers whose attention is the CPU's.
 int host_layers(const ModelConfig& c, const GpuOptions& gpu) {
-  return c.n_layers - static_cast<int>(std::count_if(gpu.layers.begin(), gpu.layers.end(), [](const LayerSplit& l) { return l.attention; }));
+  return c.n_layers - static_cast<int>(std::count_if(gpu.layers.begin(), gpu.layers.end(),
+                                                     [](const LayerSplit& l) { return l.attention; }));
 }
 
 std::vector<MappedFile> map_files(const std::vector<std::string>& paths) {
@@ -59,7 +60,8 @@ Engine::Engine(EngineOptions options)
   }
   down_norms_.resize(c_.n_layers);
   if (!options.gpu.layers.empty()) open_gpu(std::move(options.gpu), {options.kv_blocks, options.kv_type});
-  for (int layer = 0, next = 0; layer < c_.n_layers; ++layer) kv_layer_.push_back(gpu_ && gpu_->split(layer).attention ? -1 : next++);
+  for (int layer = 0, next = 0; layer < c_.n_layers; ++layer)
+    kv_layer_.push_back(gpu_ && gpu_->split(layer).attention ? -1 : next++);
   for (MappedFile& file : files_) file.use_huge_pages();
   reset_stats();
 }
@@ -112,7 +114,8 @@ void Engine::attention(int layer) {
   const LayerWeights& w = w_.layers[layer];
   const int rows = rows_.n;
   norm(w.attn_norm, x_.data(), rows, h_.data());  // h [T, dim]
-  project(layer, {{&w.q, w.q_bias, q_.data()}, {&w.k, w.k_bias, key_.data()}, {&w.v, w.v_bias, value_.data()}}, h_.data(),
+  project(layer, {{&w.q, w.q_bias, q_.data()}, {&w.k, w.k_bias, key_.data()}, {&w.v, w.v_bias, value_.data()}},
+          h_.data(),
           stats_.bytes.attention);  // q [T, n_heads * head_dim], key and value [T, n_kv_heads * head_dim]
   seconds.attention += lap();
   attend(layer);  // attended [T, n_heads * head_dim]
@@ -131,7 +134,8 @@ void Engine::attention(int layer) {
 
 void Engine::head() {
   Lap lap;
-  for (size_t i = 0; i < rows_.outputs.size(); ++i) norm(w_.norm, &x_[size_t(rows_.outputs[i]) * c_.dim], 1, &h_[i * c_.dim]);
+  for (size_t i = 0; i < rows_.outputs.size(); ++i)
+    norm(w_.norm, &x_[size_t(rows_.outputs[i]) * c_.dim], 1, &h_[i * c_.dim]);
   project_outputs();
   stats_.parts.head += lap();
 }
@@ -216,12 +220,14 @@ void Engine::project(int layer, std::initializer_list<Projection> projections, c
   const int decode = rows_.n_decode, prefill = rows_.n - decode;
   if (decode > 0) project_decode(projections, x, decode);
   const bool streamed = gpu_ && gpu_->projects(layer);
-  for (const Projection& p : projections) bytes += p.w->rows * p.w->row_bytes * ((decode > 0) + (prefill > 0 && !streamed));
+  for (const Projection& p : projections)
+    bytes += p.w->rows * p.w->row_bytes * ((decode > 0) + (prefill > 0 && !streamed));
   if (prefill == 0) return;
   std::vector<Projection> behind(projections);
   for (Projection& p : behind) p.y += size_t(decode) * p.w->rows;
   const float* from = x + size_t(decode) * behind[0].w->cols;
-  streamed ? gpu_->project_streamed(layer, behind, from, prefill) : prefill_.project(behind, from, prefill, Executor{pool_.get()});
+  streamed ? gpu_->project_streamed(layer, behind, from, prefill)
+           : prefill_.project(behind, from, prefill, Executor{pool_.get()});
 }
 
 // The first `rows` rows, as one parallel loop over all the matrices' rows.
@@ -236,7 +242,10 @@ void Engine::project_decode(std::initializer_list<Projection> projections, const
     total += (p.w->rows + kGrain - 1) / kGrain;
     blocks = blocks || p.w->blocks();
   }
-  if (blocks) (rows > 4 ? on : Executor{}).each(rows, [&](int t) { k_.quantize(x + size_t(t) * cols, cols, &quants_[t * quants]); });
+  if (blocks)
+    (rows > 4 ? on : Executor{}).each(rows, [&](int t) {
+      k_.quantize(x + size_t(t) * cols, cols, &quants_[t * quants]);
+    });
   const kernels::Activations in{x, size_t(cols), quants_.data(), rows};
   on.ranges(total, 1, [&](int begin, int end) {
     int first = 0;  // grain index of the projection's first row
@@ -254,7 +263,9 @@ void Engine::project_decode(std::initializer_list<Projection> projections, const
 // Logits of the output rows: rows in predictor mode by a shortlist, all others whole.
 void Engine::project_outputs() {
   const int n = static_cast<int>(rows_.outputs.size());
-  const auto by_shortlist = [&](int i) { return head_.has_shortlist() && rows_.modes[rows_.outputs[i]] == FfnMode::kPredictor; };
+  const auto by_shortlist = [&](int i) {
+    return head_.has_shortlist() && rows_.modes[rows_.outputs[i]] == FfnMode::kPredictor;
+  };
   for (int begin = 0, end; begin < n; begin = end) {
     for (end = begin + 1; end < n && by_shortlist(end) == by_shortlist(begin);) ++end;
     const float* x = &h_[size_t(begin) * c_.dim];
@@ -273,7 +284,8 @@ void Engine::cache_position(int layer, int row, int head) {
   const int position = rows_.positions[row];
   const size_t at = (size_t(row) * c_.n_kv_heads + head) * c_.head_dim, angle = size_t(position) * (c_.head_dim / 2);
   if (c_.rope) k_.rope(&key_[at], 1, c_.head_dim, &cosine_[angle], &sine_[angle]);
-  kv_.store(k_, kv_layer_[layer], rows_.blocks[row][position / KvCache::kBlockTokens], position % KvCache::kBlockTokens, head, &key_[at], &value_[at]);
+  kv_.store(k_, kv_layer_[layer], rows_.blocks[row][position / KvCache::kBlockTokens], position % KvCache::kBlockTokens,
+            head, &key_[at], &value_[at]);
 }
 
 // Attention of the query heads that share one KV head, in a run of rows.
@@ -283,7 +295,8 @@ void Engine::attend_head(int layer, int first, int rows, int head) {
   queries.reserve(size_t(rows) * group);
   for (int t = first; t < first + rows; ++t) {
     const int position = rows_.positions[t];
-    const size_t at = (size_t(t) * c_.n_heads + size_t(head) * group) * c_.head_dim, angle = size_t(position) * (c_.head_dim / 2);
+    const size_t at = (size_t(t) * c_.n_heads + size_t(head) * group) * c_.head_dim,
+                 angle = size_t(position) * (c_.head_dim / 2);
     if (c_.rope) k_.rope(&q_[at], group, c_.head_dim, &cosine_[angle], &sine_[angle]);
     for (int g = 0; g < group; ++g) {
       const size_t own = at + size_t(g) * c_.head_dim;
@@ -304,7 +317,8 @@ void Engine::attend_head(int layer, int first, int rows, int head) {
 void Engine::attend(int layer) {
   const int rows = rows_.n, heads = c_.n_kv_heads;
   if (rows == 1) {
-    // Neighbouring heads are neighbours in memory. All are stored before any is read, so that nothing waits for a store.
+    // Neighbouring heads are neighbours in memory. All are stored before any is read, so that nothing waits for a
+    // store.
     Executor{pool_.get()}.ranges(heads, 1, [&](int begin, int end) {
       for (int head = begin; head < end; ++head) cache_position(layer, 0, head);
       for (int head = begin; head < end; ++head) attend_head(layer, 0, 1, head);
@@ -327,7 +341,8 @@ void Engine::ffn(int layer, const LayerWeights& w, StepOutput& out, bool asked, 
   dense_rows_.clear();
   sparse_rows_.clear();
   for (int t = 0; t < rows_.n_decode; ++t) {
-    const bool dense = !asked && (rows_.modes[t] == FfnMode::kDense || (rows_.modes[t] == FfnMode::kExact && keep_activations));
+    const bool dense =
+        !asked && (rows_.modes[t] == FfnMode::kDense || (rows_.modes[t] == FfnMode::kExact && keep_activations));
     (dense ? dense_rows_ : sparse_rows_).push_back(t);
   }
   if (!dense_rows_.empty()) ffn_dense_rows(layer, w, out);
@@ -466,10 +481,12 @@ void Engine::reset_stats() {
 
 size_t Engine::allocated_bytes() const {
   size_t floats = cosine_.size() + sine_.size() + logits_.size() + h_.size();
-  for (const auto* buffer : {&x_, &q_, &key_, &value_, &attended_, &attn_out_, &ffn_in_, &ffn_out_, &dense_in_, &dense_out_, &activations_}) {
+  for (const auto* buffer : {&x_, &q_, &key_, &value_, &attended_, &attn_out_, &ffn_in_, &ffn_out_, &dense_in_,
+                             &dense_out_, &activations_}) {
     floats += buffer->size();
   }
-  return kv_.bytes() + floats * sizeof(float) + quants_.size() + ffn_.allocated_bytes() + prefill_.allocated_bytes() + head_.allocated_bytes();
+  return kv_.bytes() + floats * sizeof(float) + quants_.size() + ffn_.allocated_bytes() + prefill_.allocated_bytes() +
+         head_.allocated_bytes();
 }
 
 }  // namespace pi

@@ -43,10 +43,10 @@ struct Batch {
 };
 
 struct StepOutput {
-  const float* logits = nullptr;        // [n_outputs, vocab], valid until the next step; null where `chosen` is filled
-  std::vector<Chosen> chosen;           // [n_outputs], where a GPU has the head and chose by the batch's choices
-  std::vector<uint16_t> hidden;         // f16 [n_layers, n_samples, dim]
-  std::vector<uint8_t> contributions;   // [n_layers, n_samples, n_neurons]
+  const float* logits = nullptr;       // [n_outputs, vocab], valid until the next step; null where `chosen` is filled
+  std::vector<Chosen> chosen;          // [n_outputs], where a GPU has the head and chose by the batch's choices
+  std::vector<uint16_t> hidden;        // f16 [n_layers, n_samples, dim]
+  std::vector<uint8_t> contributions;  // [n_layers, n_samples, n_neurons]
 };
 
 struct EngineOptions {
@@ -81,7 +81,8 @@ class Engine {
   // Null without a GPU.
   const GpuHalf* gpu() const { return gpu_.get(); }
 
-  // One forward pass. The batch is valid (checked at the N-API edge). With a GPU, throws std::runtime_error when that fails.
+  // One forward pass. The batch is valid (checked at the N-API edge). With a GPU, throws std::runtime_error when that
+  // fails.
   StepOutput step(const Batch& batch);
 
   void set_threads(int threads) { pool_ = std::make_unique<ThreadPool>(threads); }
@@ -90,7 +91,8 @@ class Engine {
   void set_profiling(bool on);
   void set_recall_tracking(bool on);
   void set_tracing(bool on);
-  // Has neurons change places between CPU and GPU now, as re-placement does on its own. Throws std::runtime_error where it is off.
+  // Has neurons change places between CPU and GPU now, as re-placement does on its own. Throws std::runtime_error where
+  // it is off.
   void swap_neurons(std::span<const LayerSwap> swaps);
   std::vector<TraceSpan> take_trace() { return trace_.take(); }
   const ActivationCounts& activation_counts(int layer) const { return counts_[layer]; }
@@ -164,10 +166,10 @@ class Engine {
 
   std::unique_ptr<GpuHalf> gpu_;
   std::unique_ptr<Replacement> replacement_;
-  std::string lost_;                        // why nobody knows which neurons are where; empty: they are known
-  std::vector<int> kv_layer_;               // where a layer's keys and values are in kv_
-  std::vector<LayerWeights> cold_;          // the host's part of each layer's FFN
-  Buffer<float> step_logits_;               // of steps that are cut
+  std::string lost_;                // why nobody knows which neurons are where; empty: they are known
+  std::vector<int> kv_layer_;       // where a layer's keys and values are in kv_
+  std::vector<LayerWeights> cold_;  // the host's part of each layer's FFN
+  Buffer<float> step_logits_;       // of steps that are cut
   Trace trace_;
   bool tracing_ = false;
 

@@ -96,8 +96,8 @@ Ffn::Work Ffn::work(const Shares& shares, int share, int row) {
 }
 
 // y[t][i] = w[rows[i]] · x[t] + bias[rows[i]], i < n.
-void Ffn::dot(const MatrixView& w, VectorView bias, const int32_t* rows, int n, const kernels::Activations& x, float* y, size_t y_stride,
-              const MatrixView* next) const {
+void Ffn::dot(const MatrixView& w, VectorView bias, const int32_t* rows, int n, const kernels::Activations& x, float* y,
+              size_t y_stride, const MatrixView* next) const {
   const uint8_t* after = next && next->row_bytes == w.row_bytes ? next->data : nullptr;
   k_.dot_rows({w, rows, 0, n, x, y, y_stride, after});
   for (int t = 0; bias && t < x.n; ++t) {
@@ -106,7 +106,8 @@ void Ffn::dot(const MatrixView& w, VectorView bias, const int32_t* rows, int n, 
 }
 
 // y[t][i] = w[i] · x[t] + bias[i], begin <= i < end, of all neurons' rows; `next` as for the kernel.
-void Ffn::dot_range(const MatrixView& w, VectorView bias, int begin, int end, const kernels::Activations& x, float* y, const uint8_t* next) const {
+void Ffn::dot_range(const MatrixView& w, VectorView bias, int begin, int end, const kernels::Activations& x, float* y,
+                    const uint8_t* next) const {
   k_.dot_rows({w, nullptr, begin, end, x, y, size_t(w.rows), next});
   for (int t = 0; bias && t < x.n; ++t) k_.add(bias + begin, y + size_t(t) * w.rows + begin, end - begin);
 }
@@ -115,7 +116,9 @@ void Ffn::dot_range(const MatrixView& w, VectorView bias, int begin, int end, co
 kernels::Activations Ffn::set_input(const LayerWeights& w, int rows, const Executor& on) {
   const size_t bytes = kernels::quantized_bytes(c_.dim);
   if (w.gate.blocks() || w.up.blocks() || w.predictor.blocks()) {
-    (rows > 4 ? on : Executor{}).each(rows, [&](int t) { k_.quantize(&x_[size_t(t) * c_.dim], c_.dim, &quants_[t * bytes]); });
+    (rows > 4 ? on : Executor{}).each(rows, [&](int t) {
+      k_.quantize(&x_[size_t(t) * c_.dim], c_.dim, &quants_[t * bytes]);
+    });
   }
   return {x_.data(), size_t(c_.dim), quants_.data(), rows};
 }
@@ -135,12 +138,14 @@ void Ffn::sum_parts(const LayerWeights& w, const Shares& shares, int row, float*
 void Ffn::dense(const LayerWeights& w, const float* x, int rows, float* out, float* activations, const Executor& on) {
   for (int t = 0; t < rows; t += kRows) {
     const size_t at = size_t(t) * c_.dim;
-    dense_rows(w, x + at, std::min(kRows, rows - t), out + at, activations ? activations + size_t(t) * c_.n_neurons : nullptr, on);
+    dense_rows(w, x + at, std::min(kRows, rows - t), out + at,
+               activations ? activations + size_t(t) * c_.n_neurons : nullptr, on);
   }
 }
 
 // Gate and up rows in their order, which streams faster than a share's; then the shares' parts of the output.
-void Ffn::dense_rows(const LayerWeights& w, const float* x, int rows, float* out, float* activations, const Executor& on) {
+void Ffn::dense_rows(const LayerWeights& w, const float* x, int rows, float* out, float* activations,
+                     const Executor& on) {
   reserve(rows);
   std::copy_n(x, size_t(rows) * c_.dim, x_.data());
   const kernels::Activations in = set_input(w, rows, on);
@@ -164,7 +169,8 @@ void Ffn::dense_rows(const LayerWeights& w, const float* x, int rows, float* out
       std::fill_n(work(dealt, index, t).part, c_.dim, 0.0f);
     }
     const Work first = work(dealt, index, 0);
-    k_.axpy_rows({w.down_t, share.neurons.data(), 0, n, first.gate, size_t(c_.n_neurons), rows, first.part, size_t(kShares) * c_.dim});
+    k_.axpy_rows({w.down_t, share.neurons.data(), 0, n, first.gate, size_t(c_.n_neurons), rows, first.part,
+                  size_t(kShares) * c_.dim});
   });
   (rows > 1 ? on : Executor{}).each(rows, [&](int t) { sum_parts(w, dealt, t, out + size_t(t) * c_.dim); });
 }
@@ -172,18 +178,21 @@ void Ffn::dense_rows(const LayerWeights& w, const float* x, int rows, float* out
 // ------------------------------------------------------------------------------------------------------------ sparse
 
 void Ffn::sparse(const LayerWeights& w, float threshold, std::span<SparseRow> rows, const Executor& on) {
-  for (size_t t = 0; t < rows.size(); t += kRows) sparse_rows(w, threshold, rows.subspan(t, std::min<size_t>(kRows, rows.size() - t)), on);
+  for (size_t t = 0; t < rows.size(); t += kRows)
+    sparse_rows(w, threshold, rows.subspan(t, std::min<size_t>(kRows, rows.size() - t)), on);
 }
 
 // Scores of all neurons, in their order: a share's rows are too short to be fetched run by run.
 void Ffn::score_neurons(const LayerWeights& w, const kernels::Activations& x, const Executor& on) {
   predictor_.set_rows(w.predictor, x, on);
-  on.ranges(w.up.rows, 64, [&](int begin, int end) { predictor_.score(w.predictor, begin, end, score_.data(), w.up.rows); });
+  on.ranges(w.up.rows, 64,
+            [&](int begin, int end) { predictor_.score(w.predictor, begin, end, score_.data(), w.up.rows); });
 }
 
-// Where no one says which neurons a row needs, what tells whether they fire, gates or without them up, of all of them in
-// their order: into where the row's scores would be.
-void Ffn::test_neurons(const LayerWeights& w, std::span<const SparseRow> rows, const kernels::Activations& x, const Executor& on) {
+// Where no one says which neurons a row needs, what tells whether they fire, gates or without them up, of all of them
+// in their order: into where the row's scores would be.
+void Ffn::test_neurons(const LayerWeights& w, std::span<const SparseRow> rows, const kernels::Activations& x,
+                       const Executor& on) {
   const MatrixView& test = c_.gated ? w.gate : w.up;
   const VectorView bias = c_.gated ? w.gate_bias : w.up_bias;
   const bool all = std::all_of(rows.begin(), rows.end(), tests_all);
@@ -225,8 +234,8 @@ void Ffn::sparse_rows(const LayerWeights& w, float threshold, std::span<SparseRo
   }
 }
 
-void Ffn::sparse_share(const LayerWeights& w, float threshold, const Share& share, int row, const SparseRow& in, Work work, LayerStats& stats,
-                       BytesTouched& bytes) {
+void Ffn::sparse_share(const LayerWeights& w, float threshold, const Share& share, int row, const SparseRow& in,
+                       Work work, LayerStats& stats, BytesTouched& bytes) {
   const kernels::Activations x{&x_[size_t(row) * c_.dim], 0, &quants_[row * kernels::quantized_bytes(c_.dim)], 1};
   const int32_t* rows = share.neurons.data();
   int n = static_cast<int>(share.neurons.size());

@@ -38,7 +38,8 @@ struct SparseRow {
   int first_bit = 0;
 };
 
-// Keeps its buffers between calls; one call at a time. Weights may be a layer's last neurons alone (LayerWeights::from).
+// Keeps its buffers between calls; one call at a time. Weights may be a layer's last neurons alone
+// (LayerWeights::from).
 class Ffn {
  public:
   Ffn(const ModelConfig& config, const kernels::Table& table);
@@ -79,18 +80,20 @@ class Ffn {
 
   void dense_rows(const LayerWeights& w, const float* x, int rows, float* out, float* activations, const Executor& on);
   void sparse_rows(const LayerWeights& w, float threshold, std::span<SparseRow> rows, const Executor& on);
-  void sparse_share(const LayerWeights& w, float threshold, const Share& share, int row, const SparseRow& in, Work work, LayerStats& stats,
-                    BytesTouched& bytes);
-  void test_neurons(const LayerWeights& w, std::span<const SparseRow> rows, const kernels::Activations& x, const Executor& on);
+  void sparse_share(const LayerWeights& w, float threshold, const Share& share, int row, const SparseRow& in, Work work,
+                    LayerStats& stats, BytesTouched& bytes);
+  void test_neurons(const LayerWeights& w, std::span<const SparseRow> rows, const kernels::Activations& x,
+                    const Executor& on);
   void score_neurons(const LayerWeights& w, const kernels::Activations& x, const Executor& on);
   kernels::Activations set_input(const LayerWeights& w, int rows, const Executor& on);
   const Shares& shares(int n_neurons);
   Work work(const Shares& shares, int share, int row);
   void sum_parts(const LayerWeights& w, const Shares& shares, int row, float* out);
   void reserve(int rows);
-  void dot(const MatrixView& w, VectorView bias, const int32_t* rows, int n, const kernels::Activations& x, float* y, size_t y_stride,
-           const MatrixView* next = nullptr) const;
-  void dot_range(const MatrixView& w, VectorView bias, int begin, int end, const kernels::Activations& x, float* y, const uint8_t* next) const;
+  void dot(const MatrixView& w, VectorView bias, const int32_t* rows, int n, const kernels::Activations& x, float* y,
+           size_t y_stride, const MatrixView* next = nullptr) const;
+  void dot_range(const MatrixView& w, VectorView bias, int begin, int end, const kernels::Activations& x, float* y,
+                 const uint8_t* next) const;
 
   const ModelConfig& c_;
   const kernels::Table& k_;
@@ -100,7 +103,7 @@ class Ffn {
   Buffer<uint8_t> quants_;           // the same, quantised, where weights are blocks
   Buffer<float> gate_, up_, score_;  // [rows, n_neurons]; gate and up of sparse rows share by share
   Buffer<int32_t> list_;
-  Buffer<float> parts_;          // [rows, kShares, dim]
+  Buffer<float> parts_;         // [rows, kShares, dim]
   Buffer<LayerStats> stats_;    // [rows, kShares]
   Buffer<BytesTouched> bytes_;  // likewise
 };

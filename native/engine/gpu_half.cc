@@ -15,36 +15,46 @@ using cuda::Use;
 constexpr int kMarks = 4096;
 
 const GpuOptions& checked(const GpuOptions& options, const ModelConfig& config, const ModelWeights& weights) {
-  if (options.layers.size() != size_t(config.n_layers)) throw std::runtime_error("GPU split: expected " + std::to_string(config.n_layers) + " layers, got " + std::to_string(options.layers.size()));
+  if (options.layers.size() != size_t(config.n_layers))
+    throw std::runtime_error("GPU split: expected " + std::to_string(config.n_layers) + " layers, got " +
+                             std::to_string(options.layers.size()));
   for (int layer = 0; layer < config.n_layers; ++layer) {
     const LayerSplit& split = options.layers[layer];
     const std::string at = "GPU split: layer " + std::to_string(layer) + ": ";
-    if (split.neurons < 0 || split.neurons > config.n_neurons) throw std::runtime_error(at + std::to_string(split.neurons) + " neurons of " + std::to_string(config.n_neurons));
+    if (split.neurons < 0 || split.neurons > config.n_neurons)
+      throw std::runtime_error(at + std::to_string(split.neurons) + " neurons of " + std::to_string(config.n_neurons));
     const bool has = bool(weights.layers[layer].predictor);
     if (split.predictor && !has) throw std::runtime_error(at + "no predictor to put on the GPU");
-    if (has && split.neurons > 0 && !split.predictor) throw std::runtime_error(at + "GPU neurons need the layer's predictor there too");
+    if (has && split.neurons > 0 && !split.predictor)
+      throw std::runtime_error(at + "GPU neurons need the layer's predictor there too");
   }
   if (config.head_dim % 8 != 0 || config.head_dim > 256) {
-    throw std::runtime_error("GPU: expected heads of a multiple of 8 elements, at most 256, got " + std::to_string(config.head_dim));
+    throw std::runtime_error("GPU: expected heads of a multiple of 8 elements, at most 256, got " +
+                             std::to_string(config.head_dim));
   }
-  if (config.dim > 16384) throw std::runtime_error("GPU: expected a stream of at most 16384 elements, got " + std::to_string(config.dim));
-  if (options.stream_rows < 1 || options.stream_neurons < 0) throw std::runtime_error("GPU split: expected to stream from a row on");
+  if (config.dim > 16384)
+    throw std::runtime_error("GPU: expected a stream of at most 16384 elements, got " + std::to_string(config.dim));
+  if (options.stream_rows < 1 || options.stream_neurons < 0)
+    throw std::runtime_error("GPU split: expected to stream from a row on");
   if (options.max_rows < 1) throw std::runtime_error("GPU split: expected at least one row of scratch");
   return options;
 }
 
 void place(const GpuModelView& model, const GpuOptions& options, cuda::Arena& arena) {
   const ModelLayout layout(model.config, model.weights, options, model.kv, model.max_position, arena);
-  GpuScratch(model.config, layout.model(), options, plan_stream(model.config, model.weights, options), model.max_position, arena);
+  GpuScratch(model.config, layout.model(), options, plan_stream(model.config, model.weights, options),
+             model.max_position, arena);
 }
 
 // Refuses what is above the promise, with all its parts.
 GpuMemory affordable(const GpuMemory& memory, const GpuOptions& options) {
   if (memory.total() <= options.vram_bytes) return memory;
   const auto part = [](const char* name, size_t bytes) { return std::string(name) + " " + std::to_string(bytes); };
-  throw std::runtime_error("GPU memory: the split needs " + std::to_string(memory.total()) + " bytes, more than the budget of " +
-                           std::to_string(options.vram_bytes) + " (" + part("weights", memory.weights) + ", " + part("predictors", memory.predictors) + ", " +
-                           part("KV cache", memory.kv) + ", " + part("scratch", memory.scratch) + ", " + part("context", memory.context) + ")");
+  throw std::runtime_error("GPU memory: the split needs " + std::to_string(memory.total()) +
+                           " bytes, more than the budget of " + std::to_string(options.vram_bytes) + " (" +
+                           part("weights", memory.weights) + ", " + part("predictors", memory.predictors) + ", " +
+                           part("KV cache", memory.kv) + ", " + part("scratch", memory.scratch) + ", " +
+                           part("context", memory.context) + ")");
 }
 
 // Ends a recording that came to nothing.
@@ -68,8 +78,8 @@ GpuMemory gpu_memory(const GpuModelView& model, const GpuOptions& options, size_
 DeviceMemory::DeviceMemory(std::shared_ptr<cuda::Device> on, size_t size) : device(std::move(on)), bytes(size) {
   data = static_cast<uint8_t*>(device->allocate(std::max<size_t>(bytes, 256)));
   if (!data) {
-    throw std::runtime_error("GPU memory: " + std::to_string(bytes) + " bytes could not be had on " + device->info().name + ", of which " +
-                             std::to_string(device->free_bytes()) + " are free");
+    throw std::runtime_error("GPU memory: " + std::to_string(bytes) + " bytes could not be had on " +
+                             device->info().name + ", of which " + std::to_string(device->free_bytes()) + " are free");
   }
 }
 
@@ -82,11 +92,13 @@ void PinnedBuffer<T>::grow(size_t size) {
   if (size != 0 && size <= size_) return;
   if (data_) device_->free_host(data_);
   data_ = size > 0 ? static_cast<T*>(device_->allocate_host(size * sizeof(T))) : nullptr;
-  if (size > 0 && !data_) throw std::runtime_error("GPU: no page-locked memory for " + std::to_string(size * sizeof(T)) + " bytes");
+  if (size > 0 && !data_)
+    throw std::runtime_error("GPU: no page-locked memory for " + std::to_string(size * sizeof(T)) + " bytes");
   size_ = size;
 }
 
-GpuHalf::GpuHalf(std::shared_ptr<cuda::Device> device, const GpuModelView& model, GpuOptions options, const float* cosine, const float* sine)
+GpuHalf::GpuHalf(std::shared_ptr<cuda::Device> device, const GpuModelView& model, GpuOptions options,
+                 const float* cosine, const float* sine)
     : device_(std::move(device)),
       k_(device_->kernels()),
       c_(model.config),
@@ -101,7 +113,8 @@ GpuHalf::GpuHalf(std::shared_ptr<cuda::Device> device, const GpuModelView& model
       stream_plan_(plan_stream(c_, model.weights, options_)),
       s_(c_, m_, options_, stream_plan_, max_position_, arena_),
       state_(s_.state, options_.max_rows, max_position_),
-      mail_(device_, c_.n_layers, c_.dim, options_.max_rows, cuda::mask_words(c_.n_neurons), std::min(options_.max_rows, kDecodeRows)),
+      mail_(device_, c_.n_layers, c_.dim, options_.max_rows, cuda::mask_words(c_.n_neurons),
+            std::min(options_.max_rows, kDecodeRows)),
       state_memory_(device_),
       logits_(device_),
       highest_(device_),
@@ -119,11 +132,13 @@ GpuHalf::GpuHalf(std::shared_ptr<cuda::Device> device, const GpuModelView& model
   if (options_.head) reserve_outputs(kOutputRows);
   if (stream_plan_.bytes > 0) {
     std::vector<LayerWeights> cold;
-    for (int layer = 0; layer < c_.n_layers; ++layer) cold.push_back(model.weights.layers[layer].from(split(layer).neurons));
+    for (int layer = 0; layer < c_.n_layers; ++layer)
+      cold.push_back(model.weights.layers[layer].from(split(layer).neurons));
     stream_ = std::make_unique<WeightStream>(device_, std::move(cold), stream_plan_, s_.stream);
   }
   if (stream_plan_.projects) {
-    const size_t rows = options_.max_rows, q_dim = size_t(c_.n_heads) * c_.head_dim, kv_dim = size_t(c_.n_kv_heads) * c_.head_dim;
+    const size_t rows = options_.max_rows, q_dim = size_t(c_.n_heads) * c_.head_dim,
+                 kv_dim = size_t(c_.n_kv_heads) * c_.head_dim;
     project_in_.grow(rows * std::max<size_t>(c_.dim, q_dim));
     projected_.grow(rows * std::max<size_t>(c_.dim, q_dim + 2 * kv_dim));
   }
@@ -250,7 +265,8 @@ void GpuHalf::count_bytes() {
   };
   size_t positions = 0;
   for (int t = 0; t < step_.n_decode; ++t) positions += step_.positions[t] + 1;
-  const size_t position_bytes = 2 * cuda::device_kv_side_bytes(kv_.type, c_.n_kv_heads, c_.head_dim) / kernels::kKvBlockTokens;
+  const size_t position_bytes =
+      2 * cuda::device_kv_side_bytes(kv_.type, c_.n_kv_heads, c_.head_dim) / kernels::kKvBlockTokens;
   for (const DeviceLayer& l : m_.layers) {
     stats_.bytes.attention += bytes({&l.q, &l.k, &l.v, &l.o});
     stats_.bytes.predictor += bytes({&l.fc1, &l.scorer});
@@ -330,7 +346,8 @@ void GpuHalf::collect(GpuStats& stats, std::vector<LayerStats>& layers) {
     stats_.gpu_neurons += asked, stats_.gpu_fired += fired;
     layers[layer].predicted += asked, layers[layer].active += fired, layers[layer].hit += fired;
     const DeviceLayer& l = m_.layers[layer];
-    stats_.bytes.ffn += asked * (c_.gated ? l.gate.row_bytes : l.up.row_bytes) + fired * (l.down.row_bytes + (c_.gated ? l.up.row_bytes : 0));
+    stats_.bytes.ffn += asked * (c_.gated ? l.gate.row_bytes : l.up.row_bytes) +
+                        fired * (l.down.row_bytes + (c_.gated ? l.up.row_bytes : 0));
   }
   const auto move = [](auto& to, auto& from) { to += std::exchange(from, {}); };
   move(stats.gpu_neurons, stats_.gpu_neurons), move(stats.gpu_fired, stats_.gpu_fired);
@@ -339,7 +356,8 @@ void GpuHalf::collect(GpuStats& stats, std::vector<LayerStats>& layers) {
   move(stats.waits, stats_.waits), move(stats.wait_seconds, stats_.wait_seconds), move(stats.launches, stats_.launches);
   move(stats.kernels, stats_.kernels);
   move(stats.bytes.ffn, stats_.bytes.ffn), move(stats.bytes.predictor, stats_.bytes.predictor);
-  move(stats.bytes.attention, stats_.bytes.attention), move(stats.bytes.kv, stats_.bytes.kv), move(stats.bytes.head, stats_.bytes.head);
+  move(stats.bytes.attention, stats_.bytes.attention), move(stats.bytes.kv, stats_.bytes.kv),
+      move(stats.bytes.head, stats_.bytes.head);
 }
 
 // ------------------------------------------------------------------------------------------------------------- tracing

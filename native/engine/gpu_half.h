@@ -1,8 +1,8 @@
-// The GPU's half of the forward pass. A step is given to the device whole, as one recorded program where it only decodes;
-// where a layer is split both halves run at once and leave each other what is needed in the mailbox: the GPU never comes
-// back to the host for orders. Steps that are not recorded are given to it layer by layer, as the host gets there, so that no
-// more launches wait than a queue holds, and prompts' weights can be sent in between. The host's half is
-// Engine::walk_beside_gpu.
+// The GPU's half of the forward pass. A step is given to the device whole, as one recorded program where it only
+// decodes; where a layer is split both halves run at once and leave each other what is needed in the mailbox: the GPU
+// never comes back to the host for orders. Steps that are not recorded are given to it layer by layer, as the host gets
+// there, so that no more launches wait than a queue holds, and prompts' weights can be sent in between. The host's half
+// is Engine::walk_beside_gpu.
 #pragma once
 
 #include <cstdint>
@@ -30,8 +30,9 @@ struct GpuStep {
   std::span<const int32_t* const> blocks;  // block table of each row
   std::span<const FfnMode> modes;
   std::span<const int32_t> outputs;
-  Executor on;                        // packs what is streamed
-  std::span<const cuda::Draw> draws;  // of the outputs, where tokens and their log probabilities are wanted; empty: logits
+  Executor on;  // packs what is streamed
+  std::span<const cuda::Draw>
+      draws;  // of the outputs, where tokens and their log probabilities are wanted; empty: logits
 };
 
 struct GpuModelView {
@@ -78,9 +79,10 @@ class PinnedBuffer {
 // Not thread-safe: one step at a time.
 class GpuHalf {
  public:
-  // Throws std::runtime_error with the bytes when the split does not fit into options.vram_bytes or the device. `cosine` and
-  // `sine` [max_position, head_dim / 2] are the engine's.
-  GpuHalf(std::shared_ptr<cuda::Device> device, const GpuModelView& model, GpuOptions options, const float* cosine, const float* sine);
+  // Throws std::runtime_error with the bytes when the split does not fit into options.vram_bytes or the device.
+  // `cosine` and `sine` [max_position, head_dim / 2] are the engine's.
+  GpuHalf(std::shared_ptr<cuda::Device> device, const GpuModelView& model, GpuOptions options, const float* cosine,
+          const float* sine);
   ~GpuHalf();
 
   const cuda::DeviceInfo& device_info() const { return device_->info(); }
@@ -105,12 +107,13 @@ class GpuHalf {
   // Null: none. Steps are not recorded meanwhile.
   void set_trace(Trace* trace);
 
-  // ------------------------------------------------------------------------------------------------- one step, in order
+  // ------------------------------------------------------------------------------------------------- one step, in
+  // order
   void start(const GpuStep& step);
   // Of prompts, this layer's FFN is computed here alone, the host's neurons streamed.
   bool streams(int layer) const { return streaming_ && cold(layer); }
-  // The GPU has its work up to this layer afterwards. Comes when the host has given what the layer begins with, and before it
-  // takes anything of it.
+  // The GPU has its work up to this layer afterwards. Comes when the host has given what the layer begins with, and
+  // before it takes anything of it.
   void go_on(int layer);
   // Rows of prompts are multiplied here with the host's projections of attention, too.
   bool projects(int layer) const { return streaming_ && !split(layer).attention; }

@@ -20,7 +20,8 @@ class Uploader {
   explicit Uploader(cuda::Device& device) : device_(device) {
     for (Buffer& buffer : buffers_) {
       buffer.memory = static_cast<uint8_t*>(device.allocate_host(kBytes));
-      if (!buffer.memory) throw std::runtime_error("GPU: no page-locked memory for " + std::to_string(kBytes) + " bytes");
+      if (!buffer.memory)
+        throw std::runtime_error("GPU: no page-locked memory for " + std::to_string(kBytes) + " bytes");
       buffer.sent = device.event();
     }
   }
@@ -41,7 +42,8 @@ class Uploader {
   template <typename F>
   void send(uint8_t* to, size_t n, size_t item_bytes, F&& fill) {
     const size_t most = kBytes / item_bytes;
-    if (most == 0) throw std::runtime_error("GPU: a row of " + std::to_string(item_bytes) + " bytes is too long to upload");
+    if (most == 0)
+      throw std::runtime_error("GPU: a row of " + std::to_string(item_bytes) + " bytes is too long to upload");
     for (size_t i = 0; i < n;) {
       const size_t count = std::min(most, n - i);
       Buffer& buffer = buffers_[turn_++ % buffers_.size()];
@@ -76,8 +78,8 @@ class Uploader {
 
 }  // namespace
 
-ModelLayout::ModelLayout(const ModelConfig& config, const ModelWeights& weights, const GpuOptions& options, KvShape kv, int max_position,
-                         cuda::Arena& arena)
+ModelLayout::ModelLayout(const ModelConfig& config, const ModelWeights& weights, const GpuOptions& options, KvShape kv,
+                         int max_position, cuda::Arena& arena)
     : c_(config), w_(weights), options_(options), kv_(kv), arena_(arena) {
   bool attention = false;
   for (int layer = 0; layer < c_.n_layers; ++layer) {
@@ -156,7 +158,8 @@ const float* ModelLayout::vector(Use use, VectorView from, size_t n) {
   if (!from) return nullptr;
   float* to = arena_.take<float>(use, n);
   const size_t bytes = n * sizeof(float);
-  rows_.push_back({reinterpret_cast<uint8_t*>(to), reinterpret_cast<const uint8_t*>(from), DType::kF32, 1, n, bytes, bytes, false});
+  rows_.push_back(
+      {reinterpret_cast<uint8_t*>(to), reinterpret_cast<const uint8_t*>(from), DType::kF32, 1, n, bytes, bytes, false});
   return to;
 }
 

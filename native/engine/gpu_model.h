@@ -45,7 +45,8 @@ struct KvShape {
 // Takes the parts' places from an arena and remembers what belongs there.
 class ModelLayout {
  public:
-  ModelLayout(const ModelConfig& config, const ModelWeights& weights, const GpuOptions& options, KvShape kv, int max_position, cuda::Arena& arena);
+  ModelLayout(const ModelConfig& config, const ModelWeights& weights, const GpuOptions& options, KvShape kv,
+              int max_position, cuda::Arena& arena);
 
   const DeviceModel& model() const { return model_; }
 

@@ -1,5 +1,5 @@
-// The forward pass as the GPU computes it: what of engine.cc's step the split gives it, launch by launch. Rows of decoding
-// come first, rows of prompts after them, and their products differ as on the CPU.
+// The forward pass as the GPU computes it: what of engine.cc's step the split gives it, launch by launch. Rows of
+// decoding come first, rows of prompts after them, and their products differ as on the CPU.
 #include <cmath>
 
 #include "engine/ffn.h"
@@ -21,7 +21,8 @@ void GpuHalf::issue_layer(int layer) {
   if (split(layer).attention) {
     if (!here) {
       mark(layer, "receive");
-      k_.receive(device_->stream(), {meet(Mail::kStream, layer), mail_.box(Mail::kStream), {s_.x, nullptr, nullptr, c_.dim}, step_.n});
+      k_.receive(device_->stream(),
+                 {meet(Mail::kStream, layer), mail_.box(Mail::kStream), {s_.x, nullptr, nullptr, c_.dim}, step_.n});
       count_transfer(sizeof(float) * step_.n * c_.dim);
     }
     mark(layer, "attention");
@@ -63,13 +64,17 @@ void GpuHalf::publish(int layer, cuda::Norm& norm) {
 }
 
 // y = x · Wᵀ + b of rows of decoding and of prompts, and then the norm.
-void GpuHalf::project(const cuda::Project::Output (&outputs)[3], const cuda::DeviceRows& x, bool add, const cuda::Norm& norm) {
+void GpuHalf::project(const cuda::Project::Output (&outputs)[3], const cuda::DeviceRows& x, bool add,
+                      const cuda::Norm& norm) {
   const int decode = step_.n_decode, prompt = step_.n - decode;
-  if (decode > 0) k_.project(device_->stream(), {{outputs[0], outputs[1], outputs[2]}, x, decode, add, false, prompt > 0 ? cuda::Norm{} : norm});
+  if (decode > 0)
+    k_.project(device_->stream(),
+               {{outputs[0], outputs[1], outputs[2]}, x, decode, add, false, prompt > 0 ? cuda::Norm{} : norm});
   if (prompt == 0) return;
   for (const cuda::Project::Output& o : outputs) {
     if (!o.w) continue;
-    k_.gemm(device_->stream(), {o.w, false, x.x + size_t(decode) * x.cols, o.bias, o.y + size_t(decode) * o.w.rows, add, prompt, s_.gemm_work});
+    k_.gemm(device_->stream(), {o.w, false, x.x + size_t(decode) * x.cols, o.bias, o.y + size_t(decode) * o.w.rows, add,
+                                prompt, s_.gemm_work});
   }
   if (norm.x) k_.norm(device_->stream(), norm);
 }
@@ -97,19 +102,20 @@ void GpuHalf::attend(const cuda::DeviceKv& kv) {
     now = {};
   }
   if (decode > 0) {
-    k_.attend(device_->stream(), {s_.q, now, places, kv, scale, c_.n_heads, s_.attended, decode, attention_splits(c_.n_kv_heads), false,
-                                  s_.attention_work, s_.arrivals});
+    k_.attend(device_->stream(), {s_.q, now, places, kv, scale, c_.n_heads, s_.attended, decode,
+                                  attention_splits(c_.n_kv_heads), false, s_.attention_work, s_.arrivals});
   }
   if (n == decode) return;
   const size_t behind = size_t(decode) * c_.n_heads * c_.head_dim;
   const cuda::RowPlaces prompts{places.positions + decode, places.sequences + decode, places.tables, places.stride};
   cuda::DeviceRows out = s_.attended;
   out.x += behind, out.quants = nullptr, out.scales = nullptr;
-  k_.attend(device_->stream(), {s_.q + behind, {}, prompts, kv, scale, c_.n_heads, out, n - decode, 1, true, nullptr, nullptr});
+  k_.attend(device_->stream(),
+            {s_.q + behind, {}, prompts, kv, scale, c_.n_heads, out, n - decode, 1, true, nullptr, nullptr});
 }
 
-// The GPU's neurons, and what the host needs for its own; then the halves become one. Returns whether the next layer's norm
-// is there.
+// The GPU's neurons, and what the host needs for its own; then the halves become one. Returns whether the next layer's
+// norm is there.
 bool GpuHalf::ffn(int layer) {
   const LayerSplit& at = split(layer);
   if ((at.ffn() || streams(layer)) && !at.attention) {
@@ -143,7 +149,8 @@ void GpuHalf::score(int layer) {
     count_transfer(sizeof(uint32_t) * step_.n_decode * cuda::mask_words(c_.n_neurons));
   }
   const float threshold = thresholds_.empty() ? 0.0f : thresholds_[layer];
-  k_.score(device_->stream(), {w.scorer, w.scorer_scale, w.scorer_bias, x, threshold, state_.modes, s_.mask, step_.n_decode, select, s_.arrivals});
+  k_.score(device_->stream(), {w.scorer, w.scorer_scale, w.scorer_bias, x, threshold, state_.modes, s_.mask,
+                               step_.n_decode, select, s_.arrivals});
 }
 
 // The neurons that the rows of decoding ask for, merged at the end.
@@ -157,10 +164,12 @@ void GpuHalf::neurons(int layer, const cuda::Merge& merge) {
   a.n_neurons = c_.n_neurons;
   a.x = ffn_rows(), a.rows = step_.n_decode, a.act = s_.act, a.active = s_.active, a.counters = s_.counters + 2 * layer;
   k_.neurons(device_->stream(), a);
-  k_.down(device_->stream(), {w.down, s_.active, s_.act, c_.n_neurons, step_.n_decode, kDownParts, s_.parts, merge, s_.arrivals + 1});
+  k_.down(device_->stream(),
+          {w.down, s_.active, s_.act, c_.n_neurons, step_.n_decode, kDownParts, s_.parts, merge, s_.arrivals + 1});
 }
 
-// Adds the halves up where the stream goes on: here, or on the host. Returns whether the next layer's norm is there, too.
+// Adds the halves up where the stream goes on: here, or on the host. Returns whether the next layer's norm is there,
+// too.
 bool GpuHalf::merge(int layer) {
   const LayerSplit& at = split(layer);
   const bool to_gpu = merges(layer), from_host = to_gpu && (cold(layer) || !at.attention);
@@ -211,14 +220,16 @@ void GpuHalf::head() {
       const int row = step_.outputs[begin + i];
       for (run = 1; i + run < count && step_.outputs[begin + i + run] == row + run;) ++run;
       cuda::DeviceRows out = s_.out;
-      out.x += size_t(i) * c_.dim, out.quants += size_t(i) * c_.dim, out.scales += size_t(i) * ((c_.dim + kQuantBlock - 1) / kQuantBlock);
+      out.x += size_t(i) * c_.dim, out.quants += size_t(i) * c_.dim,
+          out.scales += size_t(i) * ((c_.dim + kQuantBlock - 1) / kQuantBlock);
       cuda::Norm norm = norm_of(m_.norm, out);
       norm.x += size_t(row) * c_.dim, norm.rows = run;
       k_.norm(device_->stream(), norm);
     }
     k_.project(device_->stream(), {{{m_.head, m_.head_bias, s_.logits}, {}, {}}, s_.out, count, false, false, {}});
     if (!step_.draws.empty()) {
-      k_.highest(device_->stream(), {s_.logits, count, c_.vocab, draws_.data() + begin, tokens_.data() + begin, highest_.data() + begin, log_sums_.data() + begin, s_.highest_work});
+      k_.highest(device_->stream(), {s_.logits, count, c_.vocab, draws_.data() + begin, tokens_.data() + begin,
+                                     highest_.data() + begin, log_sums_.data() + begin, s_.highest_work});
       count_transfer(3 * sizeof(float) * count);
     } else {
       const size_t bytes = sizeof(float) * count * c_.vocab;

@@ -1,5 +1,5 @@
-// The recorded programs of steps. A driver keeps what it launches in device memory, and that, too, is promised (GpuMemory): so
-// only those are kept that were launched last.
+// The recorded programs of steps. A driver keeps what it launches in device memory, and that, too, is promised
+// (GpuMemory): so only those are kept that were launched last.
 #pragma once
 
 #include <algorithm>
@@ -33,8 +33,9 @@ struct Recorded {
 class GpuPrograms {
  public:
   static constexpr size_t kMost = 8;
-  // Device memory that all of them may take. A layer is 16 operations at the most, with rows that want launches of their own and
-  // projections of three types; 2 KiB each is an estimate, which pi_device_bench (`programBytes`) is there to check.
+  // Device memory that all of them may take. A layer is 16 operations at the most, with rows that want launches of
+  // their own and projections of three types; 2 KiB each is an estimate, which pi_device_bench (`programBytes`) is
+  // there to check.
   static constexpr size_t bytes(int n_layers) { return kMost * 16 * (size_t(n_layers) + 1) * 2048; }
 
   // Null: `record` it.

@@ -1,5 +1,5 @@
-// What of the forward pass is of prompts alone: products of many rows, with weights that are in the GPU's memory, and with the
-// host's, streamed.
+// What of the forward pass is of prompts alone: products of many rows, with weights that are in the GPU's memory, and
+// with the host's, streamed.
 #include <algorithm>
 #include <utility>
 #include <vector>
@@ -23,8 +23,8 @@ void GpuHalf::prompt_neurons(const StreamedNeurons& w, bool add) {
   const float* x = ffn_rows().x + size_t(decode) * c_.dim;
   if (c_.gated) k_.gemm(device_->stream(), {w.gate, false, x, w.gate_bias, s_.gate, false, prompt, s_.gemm_work});
   k_.gemm(device_->stream(), {w.up, false, x, w.up_bias, s_.up, false, prompt, s_.gemm_work});
-  k_.activate(device_->stream(), {unary(c_.activation), c_.activation == Activation::kDRelu, c_.fatrelu_threshold, c_.gated ? s_.gate : nullptr, s_.up,
-                                  size_t(prompt) * w.up.rows});
+  k_.activate(device_->stream(), {unary(c_.activation), c_.activation == Activation::kDRelu, c_.fatrelu_threshold,
+                                  c_.gated ? s_.gate : nullptr, s_.up, size_t(prompt) * w.up.rows});
   k_.gemm(device_->stream(), {w.down, true, s_.up, nullptr, s_.prompt_part, add, prompt, s_.gemm_work});
 }
 
@@ -33,7 +33,8 @@ void GpuHalf::publish_decoding(int layer) {
   const int decode = step_.n_decode;
   if (decode == 0) return;
   mark(layer, "publish");
-  k_.publish(device_->stream(), {ffn_rows().x, mail_.box(Mail::kFfnAsked), decode * c_.dim, masks(layer) ? cuda::Meeting{} : meet(Mail::kFfnAsked, layer)});
+  k_.publish(device_->stream(), {ffn_rows().x, mail_.box(Mail::kFfnAsked), decode * c_.dim,
+                                 masks(layer) ? cuda::Meeting{} : meet(Mail::kFfnAsked, layer)});
   count_transfer(sizeof(float) * decode * c_.dim);
 }
 

@@ -18,7 +18,9 @@ cuda::DeviceRows take_rows(cuda::Arena& arena, size_t rows, int cols) {
 
 constexpr size_t kHeaderBytes = 64;  // of the state: the step's number on a line of its own
 
-size_t tables_offset(int max_rows) { return cuda::align_up(kHeaderBytes + size_t(max_rows) * (2 * sizeof(int32_t) + 1), 64); }
+size_t tables_offset(int max_rows) {
+  return cuda::align_up(kHeaderBytes + size_t(max_rows) * (2 * sizeof(int32_t) + 1), 64);
+}
 
 }  // namespace
 
@@ -39,7 +41,8 @@ size_t StepState::bytes(int max_rows, int max_position, int sequences) {
 
 size_t GpuScratch::arrival_words(const ModelConfig& c) { return cuda::arrival_words(kDecodeRows, c.n_heads, c.dim); }
 
-GpuScratch::GpuScratch(const ModelConfig& c, const DeviceModel& model, const GpuOptions& options, const StreamPlan& streamed, int max_position, cuda::Arena& arena) {
+GpuScratch::GpuScratch(const ModelConfig& c, const DeviceModel& model, const GpuOptions& options,
+                       const StreamPlan& streamed, int max_position, cuda::Arena& arena) {
   const size_t rows = options.max_rows, decode = std::min(options.max_rows, kDecodeRows);
   bool attention = false;
   int neurons = 0, rank = 0;
@@ -64,7 +67,8 @@ GpuScratch::GpuScratch(const ModelConfig& c, const DeviceModel& model, const Gpu
     key = arena.take<float>(Use::kScratch, rows * c.n_kv_heads * c.head_dim);
     value = arena.take<float>(Use::kScratch, rows * c.n_kv_heads * c.head_dim);
     attended = take_rows(arena, rows, c.n_heads * c.head_dim);
-    const size_t work = cuda::attention_workspace(static_cast<int>(decode), c.n_heads, c.head_dim, attention_splits(c.n_kv_heads));
+    const size_t work =
+        cuda::attention_workspace(static_cast<int>(decode), c.n_heads, c.head_dim, attention_splits(c.n_kv_heads));
     attention_work = arena.take<uint8_t>(Use::kScratch, work);
   }
   if (rank > 0) hidden = take_rows(arena, decode, rank);

@@ -12,7 +12,8 @@ namespace pi {
 
 // Rows of decoding that are computed together.
 constexpr int kDecodeRows = 32;
-// Logits that are computed together, and what sums are cut into whatever the device: results depend on neither it nor timing.
+// Logits that are computed together, and what sums are cut into whatever the device: results depend on neither it nor
+// timing.
 constexpr int kOutputRows = 32;
 constexpr int kDownParts = 8;
 
@@ -39,21 +40,21 @@ struct GpuScratch {
   cuda::DeviceRows h, ffn_in, attended;
   // Decoding.
   cuda::DeviceRows hidden;
-  uint32_t* mask = nullptr;                                   // [kDecodeRows, mask words]
+  uint32_t* mask = nullptr;                                    // [kDecodeRows, mask words]
   int32_t *list = nullptr, *count = nullptr, *cold = nullptr;  // [most neurons]
-  float* act = nullptr;                                       // [most neurons, kDecodeRows]
-  uint32_t* active = nullptr;                                 // [mask words + 1], 0 between layers
-  uint32_t* arrivals = nullptr;                               // [arrival_words], 0 between launches
-  float* parts = nullptr;                                     // [kDownParts, kDecodeRows, dim]
-  unsigned long long* counters = nullptr;                     // [n_layers, 2]
+  float* act = nullptr;                                        // [most neurons, kDecodeRows]
+  uint32_t* active = nullptr;                                  // [mask words + 1], 0 between layers
+  uint32_t* arrivals = nullptr;                                // [arrival_words], 0 between launches
+  float* parts = nullptr;                                      // [kDownParts, kDecodeRows, dim]
+  unsigned long long* counters = nullptr;                      // [n_layers, 2]
   void* attention_work = nullptr;
   // Prompts.
   float *gate = nullptr, *up = nullptr;  // [max_rows, most neurons, resident or of a streamed piece]
   float* prompt_part = nullptr;          // [max_rows, dim]
   void* gemm_work = nullptr;
-  uint8_t* stream = nullptr;    // engine/gpu_stream.h
-  float* stream_in = nullptr;   // [max_rows, what the host's projections read]
-  uint8_t* swaps = nullptr;  // engine/replacement.h
+  uint8_t* stream = nullptr;   // engine/gpu_stream.h
+  float* stream_in = nullptr;  // [max_rows, what the host's projections read]
+  uint8_t* swaps = nullptr;    // engine/replacement.h
   // Head.
   cuda::DeviceRows out;     // [kOutputRows, dim]
   float* logits = nullptr;  // [kOutputRows, vocab]
@@ -61,7 +62,8 @@ struct GpuScratch {
 
   GpuScratch() = default;
   static size_t arrival_words(const ModelConfig& config);
-  GpuScratch(const ModelConfig& config, const DeviceModel& model, const GpuOptions& options, const StreamPlan& stream, int max_position, cuda::Arena& arena);
+  GpuScratch(const ModelConfig& config, const DeviceModel& model, const GpuOptions& options, const StreamPlan& stream,
+             int max_position, cuda::Arena& arena);
 };
 
 }  // namespace pi

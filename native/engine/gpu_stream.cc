@@ -14,12 +14,12 @@ namespace {
 
 using cuda::Queue;
 
-// A piece is long enough that its copy takes many times what starting it does (0.3 ms at 25 GB/s), and an eighth of a layer
-// at most, so that the two of a small model do not displace what they are to help.
+// A piece is long enough that its copy takes many times what starting it does (0.3 ms at 25 GB/s), and an eighth of a
+// layer at most, so that the two of a small model do not displace what they are to help.
 constexpr size_t kPieceBytes = size_t{8} << 20;
 constexpr int kPiecesOfLayer = 8;
-// A product's blocks have 128 columns, its steps 32 elements of a sum (cuda/gemm_cut.h): pieces are whole ones. With more
-// columns, products of 512 rows would no longer be cut along their sums, and yet not keep a GPU busy.
+// A product's blocks have 128 columns, its steps 32 elements of a sum (cuda/gemm_cut.h): pieces are whole ones. With
+// more columns, products of 512 rows would no longer be cut along their sums, and yet not keep a GPU busy.
 constexpr int kColumns = 128, kStep = 32, kMostColumns = 1024;
 
 // Where the parts of a piece lie in its buffer.
@@ -108,10 +108,12 @@ StreamPlan plan_stream(const ModelConfig& config, const ModelWeights& weights, c
   return plan;
 }
 
-WeightStream::WeightStream(std::shared_ptr<cuda::Device> device, std::vector<LayerWeights> cold, const StreamPlan& plan, uint8_t* space)
+WeightStream::WeightStream(std::shared_ptr<cuda::Device> device, std::vector<LayerWeights> cold, const StreamPlan& plan,
+                           uint8_t* space)
     : device_(std::move(device)), cold_(std::move(cold)), pieces_(plan.pieces), staging_(nullptr, FreeHost{device_}) {
   staging_.reset(static_cast<uint8_t*>(device_->allocate_host(plan.device_bytes())));
-  if (!staging_) throw std::runtime_error("GPU: no page-locked memory for " + std::to_string(plan.device_bytes()) + " bytes");
+  if (!staging_)
+    throw std::runtime_error("GPU: no page-locked memory for " + std::to_string(plan.device_bytes()) + " bytes");
   for (size_t i = 0; i < buffers_.size(); ++i) {
     buffers_[i] = {staging_.get() + i * plan.bytes, space + i * plan.bytes, device_->event(), device_->event()};
   }
@@ -142,7 +144,9 @@ const StreamPlan::Piece& WeightStream::expect(int layer, const MatrixView* matri
 }
 
 // Those of which the piece is some.
-LayerWeights WeightStream::weights(const Piece& piece) const { return piece.matrix ? rows_alone(*piece.matrix) : cold_[piece.layer]; }
+LayerWeights WeightStream::weights(const Piece& piece) const {
+  return piece.matrix ? rows_alone(*piece.matrix) : cold_[piece.layer];
+}
 
 // What comes now in kCompute has the next piece.
 StreamedNeurons WeightStream::arrive() {
@@ -154,7 +158,9 @@ StreamedNeurons WeightStream::arrive() {
   const auto matrix = [&](const MatrixView& m, size_t offset, size_t row) {
     return m ? cuda::DeviceMatrix{buffer.device + offset, m.type, count, m.cols, row} : cuda::DeviceMatrix{};
   };
-  const auto bias = [&](VectorView b, size_t offset) { return b ? reinterpret_cast<const float*>(buffer.device + offset) : nullptr; };
+  const auto bias = [&](VectorView b, size_t offset) {
+    return b ? reinterpret_cast<const float*>(buffer.device + offset) : nullptr;
+  };
   return {matrix(w.gate, 0, at.gate_row), matrix(w.up, at.up, at.up_row), matrix(w.down_t, at.down, at.down_row),
           bias(w.gate_bias, at.gate_bias), bias(w.up_bias, at.up_bias)};
 }

@@ -1,11 +1,13 @@
-// The host's weights on their way through the GPU. A prompt of many rows is bound by arithmetic, of which the GPU has so much
-// more that sending it a layer's cold neurons, and the projections of attention that is the host's, takes less time than
-// multiplying here. They go in pieces through two buffers of page-locked memory and two of the device: while the GPU
-// multiplies with one piece, the next is on the bus, and the host packs the one after that, across the ends of layers.
+// The host's weights on their way through the GPU. A prompt of many rows is bound by arithmetic, of which the GPU has
+// so much more that sending it a layer's cold neurons, and the projections of attention that is the host's, takes less
+// time than multiplying here. They go in pieces through two buffers of page-locked memory and two of the device: while
+// the GPU multiplies with one piece, the next is on the bus, and the host packs the one after that, across the ends of
+// layers.
 //
-// Who waits for whom: a copy to the device for the products that read what it overwrites, products for their copy, and the
-// host, before it packs, for the copy that reads its buffer. So the host waits for work it has given already, never for
-// what it has yet to give, as long as nothing in kCompute before a piece's products waits for the host's later answers.
+// Who waits for whom: a copy to the device for the products that read what it overwrites, products for their copy, and
+// the host, before it packs, for the copy that reads its buffer. So the host waits for work it has given already, never
+// for what it has yet to give, as long as nothing in kCompute before a piece's products waits for the host's later
+// answers.
 #pragma once
 
 #include <array>
@@ -54,8 +56,10 @@ struct StreamedNeurons {
 // Not thread-safe: one step at a time, from the thread that launches it.
 class WeightStream {
  public:
-  // `cold`: of every layer the host's neurons, which may be none. `space` holds plan.device_bytes() of the device's memory.
-  WeightStream(std::shared_ptr<cuda::Device> device, std::vector<LayerWeights> cold, const StreamPlan& plan, uint8_t* space);
+  // `cold`: of every layer the host's neurons, which may be none. `space` holds plan.device_bytes() of the device's
+  // memory.
+  WeightStream(std::shared_ptr<cuda::Device> device, std::vector<LayerWeights> cold, const StreamPlan& plan,
+               uint8_t* space);
   ~WeightStream();
   WeightStream(const WeightStream&) = delete;
   WeightStream& operator=(const WeightStream&) = delete;
@@ -63,8 +67,8 @@ class WeightStream {
   // A step begins, of all layers: the first pieces are sent. `on` packs, until the step's end.
   void begin(const Executor& on);
 
-  // use(StreamedNeurons) for the pieces of a layer's cold neurons in order; it launches into kCompute what reads them. Layers
-  // in ascending order, each once in a step.
+  // use(StreamedNeurons) for the pieces of a layer's cold neurons in order; it launches into kCompute what reads them.
+  // Layers in ascending order, each once in a step.
   template <typename F>
   void neurons(int layer, F&& use) {
     for (int first = 0; first < cold_[layer].up.rows;) {

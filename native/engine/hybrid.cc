@@ -11,8 +11,9 @@ namespace {
 
 using Piece = Engine::Piece;
 
-// What is wanted of a step beside a GPU, a piece at a time: at most kDecodeRows of decoding, max_rows in all. Prompts come
-// first: what a sequence has after its prompt may be in the same step, when it lost its keys and values, and reads them.
+// What is wanted of a step beside a GPU, a piece at a time: at most kDecodeRows of decoding, max_rows in all. Prompts
+// come first: what a sequence has after its prompt may be in the same step, when it lost its keys and values, and reads
+// them.
 std::vector<Piece> pieces(int rows, int decode, int max_rows) {
   const int most = std::min(kDecodeRows, max_rows);
   std::vector<Piece> out;
@@ -38,13 +39,15 @@ GpuMemory gpu_memory(const EngineOptions& options, size_t context_bytes) {
   for (const std::string& path : options.files) files.emplace_back(path);
   const ModelWeights weights = bind_weights(options.config, files, options.tensors);
   const int positions = std::min(options.kv_blocks * KvCache::kBlockTokens, options.config.max_positions);
-  return gpu_memory({options.config, weights, {options.kv_blocks, options.kv_type}, positions}, options.gpu, context_bytes);
+  return gpu_memory({options.config, weights, {options.kv_blocks, options.kv_type}, positions}, options.gpu,
+                    context_bytes);
 }
 
 void Engine::open_gpu(GpuOptions options, KvShape kv) {
   cuda::Opened opened = cuda::open_device();
   if (!opened.device) throw std::runtime_error("GPU: " + opened.reason);
-  gpu_ = std::make_unique<GpuHalf>(std::move(opened.device), GpuModelView{c_, w_, kv, max_position_}, std::move(options), cosine_.data(), sine_.data());
+  gpu_ = std::make_unique<GpuHalf>(std::move(opened.device), GpuModelView{c_, w_, kv, max_position_},
+                                   std::move(options), cosine_.data(), sine_.data());
   gpu_->set_thresholds(thresholds_);
   // What the GPU alone reads needs no memory here.
   gpu_->each_exclusive([&](const uint8_t* at, size_t bytes) {
@@ -57,7 +60,9 @@ void Engine::open_gpu(GpuOptions options, KvShape kv) {
     cold_.push_back(w_.layers[layer].from(split.neurons));
     if (!split.predictor) cold_.back().predictor = w_.layers[layer].predictor;
   }
-  if (gpu_->options().adapt) replacement_ = std::make_unique<Replacement>(gpu_->device(), w_, gpu_->model(), gpu_->options(), files_, gpu_->swap_space());
+  if (gpu_->options().adapt)
+    replacement_ =
+        std::make_unique<Replacement>(gpu_->device(), w_, gpu_->model(), gpu_->options(), files_, gpu_->swap_space());
 }
 
 void Engine::swap_neurons(std::span<const LayerSwap> swaps) {
@@ -92,7 +97,8 @@ void Engine::step_beside_gpu(const Batch& batch, StepOutput& out) {
   if (batch.n_samples > 0) refuse_gpu("samples");
   Rows all;
   all.set(batch);
-  const bool choosing = batch.choices && gpu_->has_head() && std::all_of(batch.choices, batch.choices + batch.n_outputs, is_plain);
+  const bool choosing =
+      batch.choices && gpu_->has_head() && std::all_of(batch.choices, batch.choices + batch.n_outputs, is_plain);
   const std::vector<Piece> cut = pieces(all.n, all.n_decode, gpu_->max_rows());
   if (choosing) out.chosen.resize(batch.n_outputs);
   if (cut.size() > 1 && !choosing) grow(step_logits_, size_t(batch.n_outputs) * c_.vocab);
@@ -118,13 +124,15 @@ void Engine::step_beside_gpu(const Batch& batch, StepOutput& out) {
 }
 
 void Engine::forward_beside_gpu(std::span<const cuda::Draw> draws) {
-  if (!lost_.empty()) throw std::runtime_error("GPU: a step failed in which neurons changed places, open the model again: " + lost_);
+  if (!lost_.empty())
+    throw std::runtime_error("GPU: a step failed in which neurons changed places, open the model again: " + lost_);
   reserve();
   int swaps = 0;
   try {
     if (replacement_) swaps = replacement_->between_steps();
     stats_.gpu.swaps += swaps;
-    gpu_->start({rows_.n, rows_.n_decode, rows_.positions, rows_.blocks, rows_.modes, rows_.outputs, Executor{pool_.get()}, draws});
+    gpu_->start({rows_.n, rows_.n_decode, rows_.positions, rows_.blocks, rows_.modes, rows_.outputs,
+                 Executor{pool_.get()}, draws});
     walk_beside_gpu();
     gpu_->finish();
   } catch (const std::exception& error) {
@@ -170,7 +178,8 @@ bool Engine::layer_beside_gpu(int layer, bool here) {
     here ? k_.add(part, x_.data(), n) : void(std::copy_n(part, floats, x_.data()));
   }
   if (worked) k_.add(ffn_out_.data(), x_.data(), worked);
-  for (int t = 0; w_.layers[layer].down_bias && t < rows_.n; ++t) k_.add(w_.layers[layer].down_bias, &x_[size_t(t) * c_.dim], c_.dim);
+  for (int t = 0; w_.layers[layer].down_bias && t < rows_.n; ++t)
+    k_.add(w_.layers[layer].down_bias, &x_[size_t(t) * c_.dim], c_.dim);
   return true;
 }
 

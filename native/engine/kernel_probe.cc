@@ -57,7 +57,8 @@ struct Vector {
   Buffer<float> x, y;
   Buffer<uint8_t> quants;
 
-  Vector(const Table& k, size_t cols, size_t outputs) : x(cols, 0.5f), y(outputs), quants(kernels::quantized_bytes(cols)) {
+  Vector(const Table& k, size_t cols, size_t outputs)
+      : x(cols, 0.5f), y(outputs), quants(kernels::quantized_bytes(cols)) {
     k.quantize(x.data(), static_cast<int>(cols), quants.data());
   }
   kernels::Activations activations() const { return {x.data(), x.size(), quants.data(), 1}; }
@@ -73,7 +74,8 @@ struct Bench {
 
 double probe_project(const KernelProbe& p, const Bench& b) {
   const size_t row = row_bytes(p.type, p.cols);
-  const int rows = static_cast<int>(std::min<size_t>(b.weights.size() / row, INT32_MAX)), loop = std::max<int>(1, kLoopBytes / row);
+  const int rows = static_cast<int>(std::min<size_t>(b.weights.size() / row, INT32_MAX)),
+            loop = std::max<int>(1, kLoopBytes / row);
   const int loops = std::max(1, rows / loop), round_loops = std::min<int>(loops, kRoundBytes / kLoopBytes);
   const int n = std::min(loop, rows);
   Vector v(b.k, p.cols, n);
@@ -86,16 +88,18 @@ double probe_project(const KernelProbe& p, const Bench& b) {
     }
   };
   int next = 0;
-  return median_round(b.seconds, [&] {
-    for (int i = 0; i < round_loops; ++i, next = (next + 1) % loops) {
-      const kernels::Matrix w{&b.weights[size_t(next) * n * row], p.type, row, p.cols};
-      b.on.ranges(n, 16, [&](int begin, int end) { multiply(w, begin, end); });
-    }
-  }) / (double(n) * round_loops);
+  return median_round(b.seconds,
+                      [&] {
+                        for (int i = 0; i < round_loops; ++i, next = (next + 1) % loops) {
+                          const kernels::Matrix w{&b.weights[size_t(next) * n * row], p.type, row, p.cols};
+                          b.on.ranges(n, 16, [&](int begin, int end) { multiply(w, begin, end); });
+                        }
+                      }) /
+         (double(n) * round_loops);
 }
 
-// Lists of neurons of one share of one layer: list c of `every` holds those that round c reads. Every round reads others,
-// so that one does not find in a cache what another left there.
+// Lists of neurons of one share of one layer: list c of `every` holds those that round c reads. Every round reads
+// others, so that one does not find in a cache what another left there.
 using Lists = std::vector<std::vector<int32_t>>;
 Lists deal_neurons(int n, int share, int every, std::mt19937& random) {
   std::uniform_int_distribution<int> one_of(0, every - 1);
@@ -166,18 +170,21 @@ double probe_attention(const KernelProbe& p, const Bench& b) {
     uint8_t* const keys = &b.weights[layer * 2 * side + head * tile];
     uint8_t* const last = keys + block_bytes * (blocks - 1);
     for (size_t line = 0; line < tile; line += 64) __builtin_prefetch(last + line, 1, 3);
-    b.k.store_kv(p.kv, stored.data(), stored.data(), p.cols, (p.positions - 1) % kernels::kKvBlockTokens, last, last + side);
+    b.k.store_kv(p.kv, stored.data(), stored.data(), p.cols, (p.positions - 1) % kernels::kKvBlockTokens, last,
+                 last + side);
     b.k.attention({queries.data(), p.queries, p.cols, keys, keys + side, block_bytes, p.kv, table.data(), 0.1f,
                    head + 1 < kLayerHeads ? keys + tile : nullptr});
   };
   int layer = 0;
-  return median_round(b.seconds, [&] {
-    for (int i = 0; i < round_layers; ++i, layer = (layer + 1) % layers) {
-      b.on.ranges(kLayerHeads, 1, [&](int begin, int end) {
-        for (int head = begin; head < end; ++head) attend(layer, head);
-      });
-    }
-  }) / (double(round_layers) * kLayerHeads);
+  return median_round(b.seconds,
+                      [&] {
+                        for (int i = 0; i < round_layers; ++i, layer = (layer + 1) % layers) {
+                          b.on.ranges(kLayerHeads, 1, [&](int begin, int end) {
+                            for (int head = begin; head < end; ++head) attend(layer, head);
+                          });
+                        }
+                      }) /
+         (double(round_layers) * kLayerHeads);
 }
 
 // As read_bandwidth, by pieces of the size of a loop.
@@ -186,36 +193,42 @@ double probe_read(const Bench& b) {
   const size_t round_pieces = std::min(pieces, kRoundBytes / piece);
   size_t next = 0;
   std::atomic<uint64_t> sink{0};
-  return median_round(b.seconds, [&] {
-    for (size_t i = 0; i < round_pieces; ++i, next = (next + 1) % pieces) {
-      b.on.ranges(static_cast<int>(piece / 4096), 1, [&](int begin, int end) {
-        sink += sum_lines(&b.weights[next * piece + size_t(begin) * 4096], size_t(end - begin) * 4096);
-      });
-    }
-  }) / (double(piece) * round_pieces);
+  return median_round(b.seconds,
+                      [&] {
+                        for (size_t i = 0; i < round_pieces; ++i, next = (next + 1) % pieces) {
+                          b.on.ranges(static_cast<int>(piece / 4096), 1, [&](int begin, int end) {
+                            sink +=
+                                sum_lines(&b.weights[next * piece + size_t(begin) * 4096], size_t(end - begin) * 4096);
+                          });
+                        }
+                      }) /
+         (double(piece) * round_pieces);
 }
 
-// As Engine::step and Ffn: two norms, three vectors rounded, two sums into the stream, and one of the parts that the FFN's
-// shares began with zeros, each on some thread.
+// As Engine::step and Ffn: two norms, three vectors rounded, two sums into the stream, and one of the parts that the
+// FFN's shares began with zeros, each on some thread.
 double probe_stream(const KernelProbe& p, const Bench& b) {
   const Table& k = b.k;
   Vector v(k, p.cols, p.cols);
   const Buffer<float> weight(p.cols, 1.0f);
   Buffer<float> parts(size_t(kShares) * p.cols);
   const auto part = [&](int share) { return &parts[size_t(share) * p.cols]; };
-  return median_round(b.seconds, [&] {
-    for (int loop = 0; loop < kLoops; ++loop) {
-      for (int i = 0; i < 2; ++i) k.rms_norm(v.x.data(), weight.data(), 1e-5f, p.cols, v.y.data());
-      for (int i = 0; i < 3; ++i) k.quantize(v.x.data(), p.cols, v.quants.data());
-      b.on.each(kShares, [&](int share) { std::fill_n(part(share), p.cols, 0.0f); });
-      std::fill(v.y.begin(), v.y.end(), 0.0f);
-      for (int share = 0; share < kShares; ++share) k.add(part(share), v.y.data(), p.cols);
-      for (int i = 0; i < 2; ++i) k.add(v.x.data(), v.y.data(), p.cols);
-    }
-  }) / kLoops / p.cols;
+  return median_round(b.seconds,
+                      [&] {
+                        for (int loop = 0; loop < kLoops; ++loop) {
+                          for (int i = 0; i < 2; ++i) k.rms_norm(v.x.data(), weight.data(), 1e-5f, p.cols, v.y.data());
+                          for (int i = 0; i < 3; ++i) k.quantize(v.x.data(), p.cols, v.quants.data());
+                          b.on.each(kShares, [&](int share) { std::fill_n(part(share), p.cols, 0.0f); });
+                          std::fill(v.y.begin(), v.y.end(), 0.0f);
+                          for (int share = 0; share < kShares; ++share) k.add(part(share), v.y.data(), p.cols);
+                          for (int i = 0; i < 2; ++i) k.add(v.x.data(), v.y.data(), p.cols);
+                        }
+                      }) /
+         kLoops / p.cols;
 }
 
-// As Ffn::sparse_share between its products: a list of one neuron in ten by its score, and of those the half that fires.
+// As Ffn::sparse_share between its products: a list of one neuron in ten by its score, and of those the half that
+// fires.
 double probe_scan(const KernelProbe& p, const Bench& b) {
   const int n = p.cols / kShares;
   Buffer<float> scores(p.cols), gates(p.cols);
@@ -241,9 +254,11 @@ double probe_scan(const KernelProbe& p, const Bench& b) {
       active += value != 0.0f ? 1 : 0;
     }
   };
-  return median_round(b.seconds, [&] {
-    for (int loop = 0; loop < kLoops; ++loop) b.on.each(kShares, scan);
-  }) / kLoops / p.cols;
+  return median_round(b.seconds,
+                      [&] {
+                        for (int loop = 0; loop < kLoops; ++loop) b.on.each(kShares, scan);
+                      }) /
+         kLoops / p.cols;
 }
 
 Buffer<float> make_logits(int n) {
@@ -259,7 +274,8 @@ double probe_vocabulary(const KernelProbe& p, const Bench& b) {
   const Buffer<float> logits = make_logits(p.cols);
   double sink = 0;
   const double round = median_round(b.seconds, [&] {
-    const float token = *std::max_element(logits.begin(), logits.end()), high = *std::max_element(logits.begin(), logits.end());
+    const float token = *std::max_element(logits.begin(), logits.end()),
+                high = *std::max_element(logits.begin(), logits.end());
     sink += token + b.k.sum_exp(logits.data(), high, p.cols);
   });
   return sink == 0 ? 0 : round / p.cols;
@@ -307,22 +323,27 @@ double probe_rank(const KernelProbe& p, const Bench& b) {
 void check_probe(const KernelProbe& p, size_t bytes) {
   using Kind = KernelProbe::Kind;
   const bool rows = p.kind == Kind::kProject || p.kind == Kind::kNeurons, attention = p.kind == Kind::kAttention;
-  const bool sized = p.kind == Kind::kRead || p.kind == Kind::kLoop || (p.cols >= 32 && p.cols <= 1 << 20 && p.cols % 32 == 0);
+  const bool sized =
+      p.kind == Kind::kRead || p.kind == Kind::kLoop || (p.cols >= 32 && p.cols <= 1 << 20 && p.cols % 32 == 0);
   const bool typed = p.type != DType::kI32 && (p.type != DType::kBit || p.kind == Kind::kProject);
   const bool shaped = p.every > 0 && typed && (!attention || (p.positions > 0 && p.queries > 0));
   size_t least = 0;
   if (sized && rows) least = (p.kind == Kind::kNeurons ? 3 * kShares * kRun : 1) * row_bytes(p.type, p.cols);
-  if (sized && shaped && attention) least = 2 * kernels::kv_tile_bytes(p.kv, p.cols) * kLayerHeads * (p.positions / kernels::kKvBlockTokens + 1);
+  if (sized && shaped && attention)
+    least = 2 * kernels::kv_tile_bytes(p.kv, p.cols) * kLayerHeads * (p.positions / kernels::kKvBlockTokens + 1);
   if (sized && shaped && bytes >= std::max<size_t>(least, 4096)) return;
-  throw std::invalid_argument("kernel probe: expected columns in whole blocks of 32 and bytes for " + std::to_string(kShares) +
-                              " runs of neurons, got " + std::to_string(p.cols) + " columns, " + std::to_string(bytes) + " bytes, every " +
-                              std::to_string(p.every) + ", " + std::to_string(p.positions) + " positions, " + std::to_string(p.queries) + " queries");
+  throw std::invalid_argument("kernel probe: expected columns in whole blocks of 32 and bytes for " +
+                              std::to_string(kShares) + " runs of neurons, got " + std::to_string(p.cols) +
+                              " columns, " + std::to_string(bytes) + " bytes, every " + std::to_string(p.every) + ", " +
+                              std::to_string(p.positions) + " positions, " + std::to_string(p.queries) + " queries");
 }
 
 double probe_loop(const Bench& b) {
-  return median_round(b.seconds, [&] {
-    for (int i = 0; i < kLoops; ++i) b.on.each(4 * b.on.threads(), [](int) {});
-  }) / kLoops;
+  return median_round(b.seconds,
+                      [&] {
+                        for (int i = 0; i < kLoops; ++i) b.on.each(4 * b.on.threads(), [](int) {});
+                      }) /
+         kLoops;
 }
 
 double run_probe(const KernelProbe& p, const Bench& b) {
@@ -354,8 +375,8 @@ double run_probe(const KernelProbe& p, const Bench& b) {
 
 std::vector<double> probe_kernels(std::span<const KernelProbe> probes, size_t bytes, int threads, double seconds) {
   if (threads < 1 || !(seconds >= 0)) {
-    throw std::invalid_argument("kernel probe: expected 1 thread or more and no negative time, got " + std::to_string(threads) + " threads, " +
-                                std::to_string(seconds) + " seconds");
+    throw std::invalid_argument("kernel probe: expected 1 thread or more and no negative time, got " +
+                                std::to_string(threads) + " threads, " + std::to_string(seconds) + " seconds");
   }
   for (const KernelProbe& probe : probes) check_probe(probe, bytes);
   ThreadPool pool(threads);

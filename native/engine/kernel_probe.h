@@ -1,5 +1,5 @@
-// How fast this machine runs the loops of decoding: the same kernels on the same pool, over weights made up for it. What
-// `pi place` prices a token with.
+// How fast this machine runs the loops of decoding: the same kernels on the same pool, over weights made up for it.
+// What `pi place` prices a token with.
 #pragma once
 
 #include <cstddef>
@@ -13,10 +13,10 @@ namespace pi::engine {
 
 struct KernelProbe {
   enum class Kind {
-    kRead,        // lines in order, summed: what readBandwidth does, in the same memory; seconds a byte
-    kLoop,        // a parallel loop of nothing: threads that wait for one another; seconds a loop
-    kProject,     // rows of a matrix in order, times one vector, or of sign bits, compared with it; seconds a row
-    kNeurons,     // gate, up and down rows of all neurons, or of one in `every`, an FFN's shares at a time; seconds a row
+    kRead,     // lines in order, summed: what readBandwidth does, in the same memory; seconds a byte
+    kLoop,     // a parallel loop of nothing: threads that wait for one another; seconds a loop
+    kProject,  // rows of a matrix in order, times one vector, or of sign bits, compared with it; seconds a row
+    kNeurons,  // gate, up and down rows of all neurons, or of one in `every`, an FFN's shares at a time; seconds a row
     kAttention,   // `queries` heads that share a KV head, over `positions`; seconds a KV head
     kStream,      // what the calling thread does alone to a layer's stream: norms, rounding, sums; seconds an element
     kScan,        // which of a layer's neurons to read, by their scores, and which of those fire; seconds a neuron

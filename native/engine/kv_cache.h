@@ -39,7 +39,8 @@ class KvCache {
   size_t position_bytes() const { return 2 * side_bytes_ / kBlockTokens; }
 
   // Stores the key and value [head_dim] that one KV head has for one position.
-  void store(const kernels::Table& table, int layer, int block, int slot, int head, const float* key, const float* value) {
+  void store(const kernels::Table& table, int layer, int block, int slot, int head, const float* key,
+             const float* value) {
     uint8_t* keys = at(layer, head) + block * block_bytes_;
     // A position is a column of its tile, so that every line of the tile is written.
     for (size_t line = 0; line < tile_bytes_; line += 64) __builtin_prefetch(keys + line, 1, 3);
@@ -56,7 +57,9 @@ class KvCache {
   }
 
  private:
-  uint8_t* at(int layer, int head) const { return to_huge_page(data_.get()) + layer * 2 * side_bytes_ + head * tile_bytes_; }
+  uint8_t* at(int layer, int head) const {
+    return to_huge_page(data_.get()) + layer * 2 * side_bytes_ + head * tile_bytes_;
+  }
 
   struct Free {
     void operator()(uint8_t* p) const { std::free(p); }

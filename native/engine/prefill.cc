@@ -61,7 +61,8 @@ void Prefill::project(std::span<const Projection> projections, const float* x, i
 }
 
 // Rows [first, first + to.w->rows) of `stride` packed ones become to.y, row-major, with the bias added.
-void Prefill::unpack(const Buffer<float>& packed, int rows, int first, int stride, const Projection& to, const Executor& on) const {
+void Prefill::unpack(const Buffer<float>& packed, int rows, int first, int stride, const Projection& to,
+                     const Executor& on) const {
   constexpr int kStrip = 64;  // rows of a tile that stay in L1 while they are turned
   const int tokens = k_.tile_tokens, n = to.w->rows;
   on.each(tiles(rows), [&](int tile) {
@@ -91,7 +92,8 @@ void Prefill::activate(const LayerWeights& w, int begin, int end, int tile, floa
 }
 
 // Activations of neurons [begin, end), a panel at most, packed behind those of the neurons before them.
-void Prefill::neurons(const LayerWeights& w, int rows, int begin, int end, float* gate, float* up, uint8_t* active) const {
+void Prefill::neurons(const LayerWeights& w, int rows, int begin, int end, float* gate, float* up,
+                      uint8_t* active) const {
   const size_t tokens = k_.tile_tokens, panel = kPanel * tokens;
   if (c_.gated) multiply(w.gate, begin, end, rows, gate, panel);
   multiply(w.up, begin, end, rows, up, panel);
@@ -104,7 +106,8 @@ void Prefill::neurons(const LayerWeights& w, int rows, int begin, int end, float
       continue;
     }
     for (int i = begin; i < end; i += kQuantBlock) {
-      k_.pack_rows({values + (i - begin) * tokens, std::min(kQuantBlock, end - i), out + i / kQuantBlock * k_.tile_block_bytes});
+      k_.pack_rows(
+          {values + (i - begin) * tokens, std::min(kQuantBlock, end - i), out + i / kQuantBlock * k_.tile_block_bytes});
     }
   }
 }
@@ -136,7 +139,8 @@ void Prefill::ffn(const LayerWeights& w, const float* x, int rows, float* out, c
   grow(out_, tiles(rows) * c_.dim * tokens);
   on.each((c_.dim + kPanel - 1) / kPanel, [&](int panel) {
     const int begin = panel * kPanel, end = std::min(begin + kPanel, c_.dim);
-    k_.gemm({w.down_t, true, n, begin, end, active_.data(), active_bytes, rows, down_.data(), out_.data() + begin * tokens, c_.dim * tokens});
+    k_.gemm({w.down_t, true, n, begin, end, active_.data(), active_bytes, rows, down_.data(),
+             out_.data() + begin * tokens, c_.dim * tokens});
   });
   MatrixView shape = w.down_t;
   shape.rows = c_.dim;
@@ -144,7 +148,8 @@ void Prefill::ffn(const LayerWeights& w, const float* x, int rows, float* out, c
 }
 
 size_t Prefill::allocated_bytes() const {
-  return ints_.size() + floats_.size() + active_.size() + down_.size() + (scratch_.size() + out_.size()) * sizeof(float);
+  return ints_.size() + floats_.size() + active_.size() + down_.size() +
+         (scratch_.size() + out_.size()) * sizeof(float);
 }
 
 }  // namespace pi

@@ -1,5 +1,5 @@
-// The products of prefill: many rows at once, weights unpacked once for all of them, sums in another order than those of
-// decoding (kernels::Gemm). A row's results do not depend on the rows beside it.
+// The products of prefill: many rows at once, weights unpacked once for all of them, sums in another order than those
+// of decoding (kernels::Gemm). A row's results do not depend on the rows beside it.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +34,8 @@ class Prefill {
   void activate(const LayerWeights& w, int begin, int end, int tile, float* gate, float* up) const;
   void neurons(const LayerWeights& w, int rows, int begin, int end, float* gate, float* up, uint8_t* active) const;
   void pack_down(const MatrixView& w, const Executor& on);
-  void unpack(const Buffer<float>& packed, int rows, int first, int stride, const Projection& to, const Executor& on) const;
+  void unpack(const Buffer<float>& packed, int rows, int first, int stride, const Projection& to,
+              const Executor& on) const;
 
   const ModelConfig& c_;
   const kernels::Table& k_;

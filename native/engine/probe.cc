@@ -22,8 +22,8 @@ namespace {
 // One cache line; the compiler maps it to the vectors it has.
 using Line = uint64_t __attribute__((vector_size(64)));
 
-// Bytes all threads read between two looks at the clock: a few milliseconds, long enough that neither the barrier nor the
-// clock counts and short enough that some rounds run undisturbed on a busy machine.
+// Bytes all threads read between two looks at the clock: a few milliseconds, long enough that neither the barrier nor
+// the clock counts and short enough that some rounds run undisturbed on a busy machine.
 constexpr size_t kRoundBytes = size_t{64} << 20;
 
 // Lines that are asked for before they are read, where they are: as far ahead as the kernels ask.
@@ -47,12 +47,14 @@ uint64_t sweep(const Line* lines, size_t n) {
 }
 
 struct FreeLines {
-  void operator()(Line* lines) const { ::operator delete(lines, std::align_val_t{sizeof(Line)}); }
+  void operator()(Line* lines) const { ::operator delete (lines, std::align_val_t{sizeof(Line)}); }
 };
 
 }  // namespace
 
-uint64_t sum_lines(const void* lines, size_t bytes) { return sweep<false>(static_cast<const Line*>(lines), bytes / sizeof(Line)); }
+uint64_t sum_lines(const void* lines, size_t bytes) {
+  return sweep<false>(static_cast<const Line*>(lines), bytes / sizeof(Line));
+}
 
 double read_bandwidth(size_t bytes, int threads, double seconds) {
   const size_t lines = bytes / sizeof(Line);
@@ -62,7 +64,7 @@ double read_bandwidth(size_t bytes, int threads, double seconds) {
                                 std::to_string(seconds) + " seconds");
   }
   const std::unique_ptr<Line, FreeLines> buffer(
-      static_cast<Line*>(::operator new(lines * sizeof(Line), std::align_val_t{sizeof(Line)})));
+      static_cast<Line*>(::operator new (lines * sizeof(Line), std::align_val_t{sizeof(Line)})));
   advise_huge_pages(buffer.get(), lines * sizeof(Line));
   const size_t passes = std::max<size_t>(1, kRoundBytes / (lines * sizeof(Line)));
 
@@ -91,7 +93,8 @@ double read_bandwidth(size_t bytes, int threads, double seconds) {
     const size_t n = lines * (thread + 1) / threads - lines * thread / threads;
     std::memset(static_cast<void*>(first), 1, n * sizeof(Line));
     uint64_t sum = 0;
-    // Rounds in turn with and without asking ahead: which one is faster depends on the machine, and on whether it is busy.
+    // Rounds in turn with and without asking ahead: which one is faster depends on the machine, and on whether it is
+    // busy.
     bool ahead = false;
     for (barrier.arrive_and_wait(); !over; barrier.arrive_and_wait()) {
       for (size_t pass = 0; pass < passes; ++pass) sum += ahead ? sweep<true>(first, n) : sweep<false>(first, n);

@@ -64,7 +64,9 @@ int32_t sample(std::vector<Candidate>& candidates, const Choice& c, int position
     candidates.resize(c.top_k);
     std::sort(candidates.begin(), candidates.end(), more_likely);
   }
-  const float high = std::max_element(candidates.begin(), candidates.end(), [](auto& a, auto& b) { return a.weight < b.weight; })->weight;
+  const float high = std::max_element(candidates.begin(), candidates.end(), [](auto& a, auto& b) {
+                       return a.weight < b.weight;
+                     })->weight;
   for (Candidate& a : candidates) a.weight = std::exp((a.weight - high) / c.temperature);
   if (c.top_p < 1) keep_top_p(candidates, c.top_p);
   // Relative to the most likely token, whose weight is 1.

@@ -15,7 +15,8 @@ struct BytesTouched {
 
 // Wall time of steps by part, norms with what reads them; what is left of a step is embedding and bookkeeping.
 struct PartSeconds {
-  double attention = 0, kv = 0, ffn = 0, head = 0;  // projections; keys and values; predictor and FFN; head and last norm
+  double attention = 0, kv = 0, ffn = 0,
+         head = 0;  // projections; keys and values; predictor and FFN; head and last norm
 };
 
 // Sums over sparse rows. Without recall tracking, `active` and `hit` count the predicted neurons that really fired.

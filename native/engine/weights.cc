@@ -22,7 +22,8 @@ class Binder {
 
   MatrixView matrix(const std::string& name, int64_t rows, int64_t cols) const {
     const MatrixView view = any_matrix(name, rows, cols);
-    if (view.type == DType::kBit || view.type == DType::kI32) throw std::runtime_error("tensor " + name + ": expected a weight type");
+    if (view.type == DType::kBit || view.type == DType::kI32)
+      throw std::runtime_error("tensor " + name + ": expected a weight type");
     return view;
   }
 
@@ -63,7 +64,8 @@ class Binder {
     }
     const uint64_t cols = static_cast<uint64_t>(shape.back());
     const uint64_t rows = shape.size() == 2 ? static_cast<uint64_t>(shape[0]) : 1;
-    if (cols % block_size(tensor.type) != 0) throw std::runtime_error("tensor " + name + ": row is not a whole number of blocks");
+    if (cols % block_size(tensor.type) != 0)
+      throw std::runtime_error("tensor " + name + ": row is not a whole number of blocks");
     const std::span<const uint8_t> file = files_[tensor.file];
     const uint64_t bytes = rows * row_bytes(tensor.type, cols);
     if (tensor.offset > file.size() || bytes > file.size() - tensor.offset) {

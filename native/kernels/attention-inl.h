@@ -33,8 +33,8 @@ inline const float* kv_scales(const uint8_t* tile, int head_dim) {
   return reinterpret_cast<const float*>(tile + kKvBlockTokens * head_dim);
 }
 
-// Asks for row `i` of 32 elements of a tile that will be read after this one, if any: tiles are too short for the hardware to
-// see the next one coming.
+// Asks for row `i` of 32 elements of a tile that will be read after this one, if any: tiles are too short for the
+// hardware to see the next one coming.
 template <KvType kType>
 inline void prefetch_row(const uint8_t* tile, int i) {
   constexpr size_t kRow = kKvBlockTokens * Kv<kType>::kBytes;
@@ -197,7 +197,8 @@ inline void store_vector(KvType type, const float* x, int head_dim, int slot, bo
   }
 }
 
-void store_kv(KvType type, const float* key, const float* value, int head_dim, int slot, uint8_t* keys, uint8_t* values) {
+void store_kv(KvType type, const float* key, const float* value, int head_dim, int slot, uint8_t* keys,
+              uint8_t* values) {
   store_vector(type, key, head_dim, slot, true, keys);
   store_vector(type, value, head_dim, slot, false, values);
 }

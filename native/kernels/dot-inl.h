@@ -7,8 +7,8 @@ namespace {
 // order: with several rows side by side, or without asking, a core gets half of the bandwidth.
 constexpr size_t kAhead = 12288;
 
-// Into L1 and L2. Past L2 (without temporal locality) a core alone reads a quarter faster, but two beside each other and
-// whole tokens are slower (docs/log.md).
+// Into L1 and L2. Past L2 (without temporal locality) a core alone reads a quarter faster, but two beside each other
+// and whole tokens are slower (docs/log.md).
 inline void fetch(const uint8_t* line) { __builtin_prefetch(line, 0, 3); }
 
 // How many rows ahead that is.

@@ -69,7 +69,8 @@ void rms_norm(const float* x, const float* weight, float eps, int n, float* y) {
 }
 
 void layer_norm(const float* x, const float* weight, const float* bias, float eps, int n, float* y) {
-  const float mean = sum_over(n, [&](V acc, int i, int m) { return add(acc, load_some(x + i, m)); }) / static_cast<float>(n);
+  const float mean =
+      sum_over(n, [&](V acc, int i, int m) { return add(acc, load_some(x + i, m)); }) / static_cast<float>(n);
   float squares = 0;
   for (int i = 0; i < n; ++i) squares += (x[i] - mean) * (x[i] - mean);
   const float scale = 1.0f / std::sqrt(squares / static_cast<float>(n) + eps);

@@ -1,5 +1,6 @@
-// Prefill: many tokens at once, one a lane; compiled once per instruction set, as kernels-inl.h is. Weights are unpacked
-// a panel of rows at a time and broadcast; activations were packed by pack_tokens, or left so by the product before.
+// Prefill: many tokens at once, one a lane; compiled once per instruction set, as kernels-inl.h is. Weights are
+// unpacked a panel of rows at a time and broadcast; activations were packed by pack_tokens, or left so by the product
+// before.
 
 namespace pi::kernels::PI_ISA {
 namespace {
@@ -139,7 +140,8 @@ inline void for_tiles(int rows, int n_tokens, F&& f) {
   for (int tile = 0; tile * kTileTokens < n_tokens; ++tile) {
     const bool half = n_tokens - tile * kTileTokens <= kLanes;
     int row = 0;
-    for (; row + R <= rows; row += R) half ? f(Count<R>{}, Count<1>{}, row, tile) : f(Count<R>{}, Count<2>{}, row, tile);
+    for (; row + R <= rows; row += R)
+      half ? f(Count<R>{}, Count<1>{}, row, tile) : f(Count<R>{}, Count<2>{}, row, tile);
     for (; row < rows; ++row) half ? f(Count<1>{}, Count<1>{}, row, tile) : f(Count<1>{}, Count<2>{}, row, tile);
   }
 }
@@ -224,7 +226,8 @@ void pack_columns(const PackColumns& o) {
     if constexpr (W::kBlocks) {
       for (int col = 0; col < o.w.cols; col += kQuantBlock) {
         IntPanel& panel = column_panels(o.panels, col, o.n_rows)[o.begin / kPanelRows];
-        pack_square<W>(o.w.data + o.begin * o.w.row_bytes, o.w.row_bytes, o.end - o.begin, col, o.begin % kPanelRows, col % kPanel, panel);
+        pack_square<W>(o.w.data + o.begin * o.w.row_bytes, o.w.row_bytes, o.end - o.begin, col, o.begin % kPanelRows,
+                       col % kPanel, panel);
       }
     }
   });
@@ -233,8 +236,9 @@ void pack_columns(const PackColumns& o) {
 template <bool kRowsApart>
 inline void multiply_panel(const Gemm& o, const IntPanel& panel, int k0, int n) {
   for_tiles<kIntGemmRows>(o.end - o.begin, o.n_tokens, [&](auto count, auto vectors, int row, int tile) {
-    int_tile<count.value, vectors.value, kRowsApart>(panel, row, n / kQuantBlock, o.x + tile * o.x_bytes + k0 / kQuantBlock * kIntBlockBytes,
-                                         o.y + tile * o.y_stride + row * kTileTokens, k0 == 0);
+    int_tile<count.value, vectors.value, kRowsApart>(panel, row, n / kQuantBlock,
+                                                     o.x + tile * o.x_bytes + k0 / kQuantBlock * kIntBlockBytes,
+                                                     o.y + tile * o.y_stride + row * kTileTokens, k0 == 0);
   });
 }
 
@@ -249,7 +253,8 @@ void gemm_ints(const Gemm& o) {
       continue;
     }
     IntPanel panel;
-    for (int r = 0; r < o.end - o.begin; ++r) unpack_panel_row<W>(o.w.data + (o.begin + r) * o.w.row_bytes, k0, n, r, panel);
+    for (int r = 0; r < o.end - o.begin; ++r)
+      unpack_panel_row<W>(o.w.data + (o.begin + r) * o.w.row_bytes, k0, n, r, panel);
     multiply_panel<true>(o, panel, k0, n);
   }
 }
@@ -261,13 +266,16 @@ void gemm_floats(const Gemm& o) {
   for (int k0 = 0; k0 < cols; k0 += kPanelCols) {
     const int n = cols - k0 < kPanelCols ? cols - k0 : kPanelCols;
     if (kRowsApart) {
-      for (int r = 0; r < rows; ++r) unpack_floats<W>(o.w.data + (o.begin + r) * o.w.row_bytes, k0, n, panel + r * kPanelCols);
+      for (int r = 0; r < rows; ++r)
+        unpack_floats<W>(o.w.data + (o.begin + r) * o.w.row_bytes, k0, n, panel + r * kPanelCols);
     } else {
-      for (int k = 0; k < n; ++k) unpack_floats<W>(o.w.data + (k0 + k) * o.w.row_bytes, o.begin, rows, panel + k * kPanel);
+      for (int k = 0; k < n; ++k)
+        unpack_floats<W>(o.w.data + (k0 + k) * o.w.row_bytes, o.begin, rows, panel + k * kPanel);
     }
     for_tiles<kGemmRows>(rows, o.n_tokens, [&](auto count, auto vectors, int row, int tile) {
       const float* x = reinterpret_cast<const float*>(o.x + tile * o.x_bytes) + size_t(k0) * kTileTokens;
-      float_tile<count.value, vectors.value, kRowsApart>(panel + row * (kRowsApart ? kPanelCols : 1), kRowsApart ? kPanelCols : kPanel, n, x,
+      float_tile<count.value, vectors.value, kRowsApart>(panel + row * (kRowsApart ? kPanelCols : 1),
+                                                         kRowsApart ? kPanelCols : kPanel, n, x,
                                                          o.y + tile * o.y_stride + row * kTileTokens, k0 == 0);
     });
   }

@@ -18,9 +18,11 @@
 namespace pi::kernels::PI_ISA {
 namespace {
 
-const Table kTable = {kName,    kLanes,      kTileTokens, kIntBlockBytes, sizeof(IntPanel), dot_rows, axpy_rows,
-                      quantize, sign_bits,   count_signs, pack_tokens, pack_rows,   pack_columns,   gemm,             attention, store_kv,
-                      dequantize_row, rms_norm, layer_norm, rope, activate, add_to, multiply_to, highest_of, sum_exp, to_f16};
+const Table kTable = {kName,        kLanes,   kTileTokens, kIntBlockBytes, sizeof(IntPanel), dot_rows,
+                      axpy_rows,    quantize, sign_bits,   count_signs,    pack_tokens,      pack_rows,
+                      pack_columns, gemm,     attention,   store_kv,       dequantize_row,   rms_norm,
+                      layer_norm,   rope,     activate,    add_to,         multiply_to,      highest_of,
+                      sum_exp,      to_f16};
 
 }  // namespace
 }  // namespace pi::kernels::PI_ISA

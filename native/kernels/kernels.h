@@ -1,8 +1,8 @@
 // The numeric kernels, one table of them per instruction set.
 //
 // Every output element is computed by the same sequence of roundings whatever the tile, thread or batch it is computed
-// in: a dot product keeps one accumulator of `Table::lanes` lanes and runs along the row in order; an AXPY sum runs over
-// the rows in order; a product of the prefill runs along the row in order, too, one token a lane. So logits depend
+// in: a dot product keeps one accumulator of `Table::lanes` lanes and runs along the row in order; an AXPY sum runs
+// over the rows in order; a product of the prefill runs along the row in order, too, one token a lane. So logits depend
 // neither on threads nor on batch composition, and skipping a neuron whose activation is zero changes nothing.
 #pragma once
 
@@ -57,8 +57,9 @@ struct AxpyRows {
   size_t y_stride;
 };
 
-// Tokens [first, first + n) of a tile of the prefill, to be packed one token a lane: [cols, lanes] of f32, or, for block
-// types, quantised to 8 bits and 32 columns at a time. n <= Table::tile_tokens; missing tokens are packed as zeros.
+// Tokens [first, first + n) of a tile of the prefill, to be packed one token a lane: [cols, lanes] of f32, or, for
+// block types, quantised to 8 bits and 32 columns at a time. n <= Table::tile_tokens; missing tokens are packed as
+// zeros.
 struct PackTokens {
   const float* x;
   size_t stride;
@@ -74,7 +75,8 @@ struct PackRows {
   uint8_t* out;  // block_bytes of the tile
 };
 
-// Bytes of a packed tile of `tile_tokens` tokens, whatever the instruction set. Columns are quantised to at most 16 bits.
+// Bytes of a packed tile of `tile_tokens` tokens, whatever the instruction set. Columns are quantised to at most 16
+// bits.
 constexpr size_t packed_bytes(size_t cols, int tile_tokens) { return cols * tile_tokens * sizeof(float); }
 
 // Most rows of one Gemm: what it unpacks of them stays in L2.
@@ -130,8 +132,8 @@ struct Query {
 };
 
 // Attention of query heads that share one KV head of one sequence, with an online softmax over tiles of one KV block.
-// Keys of a block are [head_dim, kKvBlockTokens], values [kKvBlockTokens, head_dim]. A query's result does not depend on
-// the others.
+// Keys of a block are [head_dim, kKvBlockTokens], values [kKvBlockTokens, head_dim]. A query's result does not depend
+// on the others.
 struct Attention {
   const Query* queries;
   int n_queries, head_dim;
@@ -163,7 +165,8 @@ struct Table {
   void (*gemm)(const Gemm&);
   void (*attention)(const Attention&);
   // Stores key and value [head_dim] of one position into slot `slot` of a block of KV cache.
-  void (*store_kv)(KvType type, const float* key, const float* value, int head_dim, int slot, uint8_t* keys, uint8_t* values);
+  void (*store_kv)(KvType type, const float* key, const float* value, int head_dim, int slot, uint8_t* keys,
+                   uint8_t* values);
   // out[c] = row `row` of w as f32.
   void (*dequantize_row)(const Matrix& w, int row, float* out);
   // y = x / rms(x) * weight.

@@ -112,8 +112,8 @@ struct Reader {
     return {_mm256_and_si256(bytes, nibble), _mm256_and_si256(_mm256_srli_epi16(bytes, 4), nibble), scales(w)};
   }
   Quants<BlockQ8_0> operator()(const BlockQ8_0* w) const {
-    return {_mm256_set_m128i(load_half(w[1].q), load_half(w[0].q)), _mm256_set_m128i(load_half(w[1].q + 16), load_half(w[0].q + 16)),
-            scales(w)};
+    return {_mm256_set_m128i(load_half(w[1].q), load_half(w[0].q)),
+            _mm256_set_m128i(load_half(w[1].q + 16), load_half(w[0].q + 16)), scales(w)};
   }
 };
 
@@ -131,7 +131,8 @@ inline I add_pairs(I words) { return _mm256_madd_epi16(words, _mm256_set1_epi16(
 
 inline void store_offsets(const int8_t* low, const int8_t* high, int32_t* out) {
   const I ones = _mm256_set1_epi8(1);
-  const I sums = add_pairs(_mm256_add_epi16(_mm256_maddubs_epi16(ones, load_bytes(low)), _mm256_maddubs_epi16(ones, load_bytes(high))));
+  const I sums = add_pairs(
+      _mm256_add_epi16(_mm256_maddubs_epi16(ones, load_bytes(low)), _mm256_maddubs_epi16(ones, load_bytes(high))));
   _mm256_storeu_si256(reinterpret_cast<I*>(out), _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_slli_epi32(sums, 3)));
 }
 
@@ -159,7 +160,8 @@ constexpr int kGemmStep = 2, kGemmOffset = 0;
 inline void unpack_bytes(const BlockQ4_0& block, int8_t* q) {
   const __m128i bytes = load_half(block.q), nibble = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm_sub_epi8(_mm_and_si128(bytes, nibble), eight));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16), _mm_sub_epi8(_mm_and_si128(_mm_srli_epi16(bytes, 4), nibble), eight));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16),
+                   _mm_sub_epi8(_mm_and_si128(_mm_srli_epi16(bytes, 4), nibble), eight));
 }
 inline I set1_int(int32_t x) { return _mm256_set1_epi32(x); }
 inline V to_float(I a) { return _mm256_cvtepi32_ps(a); }

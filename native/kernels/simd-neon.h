@@ -26,9 +26,7 @@ inline V round(V a) { return vrndnq_f32(a); }
 // a where a >= b, else 0.
 inline V keep_ge(V a, V b) { return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(a), vcgeq_f32(a, b))); }
 // 2^n for integral n.
-inline V pow2(V n) {
-  return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23));
-}
+inline V pow2(V n) { return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23)); }
 inline V abs(V a) { return vabsq_f32(a); }
 inline float sum(V a) { return vaddvq_f32(a); }
 inline float highest(V a) { return vmaxvq_f32(a); }

@@ -21,30 +21,58 @@ inline V map(F&& f) {
 }
 
 inline V zero() { return V{}; }
-inline V set1(float x) { return map([&](int) { return x; }); }
-inline V load(const float* p) { return map([&](int i) { return p[i]; }); }
+inline V set1(float x) {
+  return map([&](int) { return x; });
+}
+inline V load(const float* p) {
+  return map([&](int i) { return p[i]; });
+}
 inline void store(float* p, V a) { std::memcpy(p, a.v, sizeof(a.v)); }
-inline V add(V a, V b) { return map([&](int i) { return a.v[i] + b.v[i]; }); }
-inline V sub(V a, V b) { return map([&](int i) { return a.v[i] - b.v[i]; }); }
-inline V mul(V a, V b) { return map([&](int i) { return a.v[i] * b.v[i]; }); }
-inline V div(V a, V b) { return map([&](int i) { return a.v[i] / b.v[i]; }); }
-inline V max(V a, V b) { return map([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
-inline V min(V a, V b) { return map([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; }); }
+inline V add(V a, V b) {
+  return map([&](int i) { return a.v[i] + b.v[i]; });
+}
+inline V sub(V a, V b) {
+  return map([&](int i) { return a.v[i] - b.v[i]; });
+}
+inline V mul(V a, V b) {
+  return map([&](int i) { return a.v[i] * b.v[i]; });
+}
+inline V div(V a, V b) {
+  return map([&](int i) { return a.v[i] / b.v[i]; });
+}
+inline V max(V a, V b) {
+  return map([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline V min(V a, V b) {
+  return map([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+}
 // Two roundings: without the instruction, a fused one costs a library call.
-inline V fma(V a, V b, V c) { return map([&](int i) { return a.v[i] * b.v[i] + c.v[i]; }); }
-inline V round(V a) { return map([&](int i) { return std::nearbyint(a.v[i]); }); }
+inline V fma(V a, V b, V c) {
+  return map([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+}
+inline V round(V a) {
+  return map([&](int i) { return std::nearbyint(a.v[i]); });
+}
 // a where a >= b, else 0.
-inline V keep_ge(V a, V b) { return map([&](int i) { return a.v[i] >= b.v[i] ? a.v[i] : 0.0f; }); }
+inline V keep_ge(V a, V b) {
+  return map([&](int i) { return a.v[i] >= b.v[i] ? a.v[i] : 0.0f; });
+}
 // 2^n for integral n.
 inline V pow2(V n) {
   return map([&](int i) { return std::bit_cast<float>((static_cast<int32_t>(n.v[i]) + 127) << 23); });
 }
-inline V abs(V a) { return map([&](int i) { return std::fabs(a.v[i]); }); }
+inline V abs(V a) {
+  return map([&](int i) { return std::fabs(a.v[i]); });
+}
 inline float highest(V a) { return std::fmax(std::fmax(a.v[0], a.v[1]), std::fmax(a.v[2], a.v[3])); }
 inline float sum(V a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 
-inline V load_f16(const uint16_t* p) { return map([&](int i) { return f16_to_f32(p[i]); }); }
-inline V load_bf16(const uint16_t* p) { return map([&](int i) { return bf16_to_f32(p[i]); }); }
+inline V load_f16(const uint16_t* p) {
+  return map([&](int i) { return f16_to_f32(p[i]); });
+}
+inline V load_bf16(const uint16_t* p) {
+  return map([&](int i) { return bf16_to_f32(p[i]); });
+}
 inline void store_f16(uint16_t* p, V a) {
   for (int i = 0; i < kLanes; ++i) p[i] = f32_to_f16(a.v[i]);
 }
@@ -57,7 +85,9 @@ inline void store_i8(int8_t* p, V a) {
 
 // ------------------------------------------------------------------------------------------------------ blocks as f32
 
-inline V from_i8(const int8_t* p) { return map([&](int i) { return static_cast<float>(p[i]); }); }
+inline V from_i8(const int8_t* p) {
+  return map([&](int i) { return static_cast<float>(p[i]); });
+}
 inline int8_t quant(const BlockQ8_0& block, int i) { return block.q[i]; }
 inline int8_t quant(const BlockQ4_0& block, int i) {
   return static_cast<int8_t>((i < 16 ? block.q[i] & 15 : block.q[i - 16] >> 4) - 8);
@@ -116,7 +146,9 @@ struct I {
   int32_t v[kLanes];
 };
 inline I set1_int(int32_t x) { return {{x, x, x, x}}; }
-inline V to_float(I a) { return map([&](int i) { return static_cast<float>(a.v[i]); }); }
+inline V to_float(I a) {
+  return map([&](int i) { return static_cast<float>(a.v[i]); });
+}
 inline I load_step(const GemmX* x) { return {{x[0], x[1], x[2], x[3]}}; }
 inline I load_step1(const GemmW* w) { return set1_int(*w); }
 inline I add_step(I x, I w, I acc) {

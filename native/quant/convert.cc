@@ -72,7 +72,8 @@ uint32_t largest_bits(const float* x, size_t n) {
   return largest;
 }
 
-// 1 / d of the f32 d, as in GGUF; the block keeps d in f16. Where 1 / d overflows, the f16 d is 0 and q does not matter.
+// 1 / d of the f32 d, as in GGUF; the block keeps d in f16. Where 1 / d overflows, the f16 d is 0 and q does not
+// matter.
 float inverse_of(float d) {
   const float inverse = d != 0 ? 1 / d : 0;
   return std::isinf(inverse) ? 0 : inverse;

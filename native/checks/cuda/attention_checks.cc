@@ -44,7 +44,8 @@ std::string check_decoding(Shape shape) {
     if (!same_bits(all.attend(rows, queries, {splits}).x, out.x)) return "another run has other bits";
     for (const size_t t : {0, 3, 5, 7}) {
       const auto alone = all.attend({rows[t]}, row_of(queries, rows.size(), t), {splits});
-      if (!same_bits(alone.x, row_of(out.x, rows.size(), t))) return "bits of row " + std::to_string(t) + " depend on the others";
+      if (!same_bits(alone.x, row_of(out.x, rows.size(), t)))
+        return "bits of row " + std::to_string(t) + " depend on the others";
     }
   }
   return "";
@@ -63,7 +64,8 @@ std::string check_storing(Shape shape) {
     const auto expected = apart.attend(rows, apart.store(rows), {.splits = 4, .quants = quants});
     const auto out = together.attend(rows, together.queries_of(rows), {.splits = 4, .quants = quants, .stores = true});
     if (!same_bits(out.x, expected.x)) return "the result has other bits";
-    if (quants && (out.quants != expected.quants || !same_bits(out.scales, expected.scales))) return "the quants differ";
+    if (quants && (out.quants != expected.quants || !same_bits(out.scales, expected.scales)))
+      return "the quants differ";
     if (apart.cache() != together.cache()) return "the cache has other bytes";
   }
   return "";
@@ -73,7 +75,8 @@ std::string check_storing(Shape shape) {
 std::string check_prompts(Shape shape) {
   Sequences all(shape, {1, 70, 150});
   all.store(positions(2, 0, 100));
-  const Rows rows = positions(1, 0, 70) + positions(0, 0, 1) + Rows{{0, -1}} + positions(2, 100, 131) + positions(2, 131, 150);
+  const Rows rows =
+      positions(1, 0, 70) + positions(0, 0, 1) + Rows{{0, -1}} + positions(2, 100, 131) + positions(2, 131, 150);
   const std::vector<float> queries = all.store(rows);
   const auto out = all.attend(rows, queries, {4, true});
   if (const std::string problem = all.compare(rows, queries, out.x); !problem.empty()) return problem;
@@ -86,7 +89,8 @@ std::string check_prompts(Shape shape) {
     const Rows step = positions(1, cuts[i], cuts[i + 1]);
     const std::vector<float> part = again.attend(step, again.store(step), {4, true}).x;
     const size_t n = part.size() / step.size();
-    if (std::memcmp(part.data(), &out.x[cuts[i] * n], part.size() * sizeof(float)) != 0) return "bits depend on how the prompt was cut";
+    if (std::memcmp(part.data(), &out.x[cuts[i] * n], part.size() * sizeof(float)) != 0)
+      return "bits depend on how the prompt was cut";
   }
   return "";
 }
@@ -104,7 +108,8 @@ std::string check_against_cpu(Shape shape) {
       const double step[] = {2e-5, 1e-3, 2e-2};
       for (size_t i = 0; i < expected.size(); ++i) {
         if (!(std::fabs(expected[i] - actual[i]) <= step[int(shape.type)])) {
-          return "position " + std::to_string(rows[t].position) + ": expected " + std::to_string(expected[i]) + ", got " + std::to_string(actual[i]);
+          return "position " + std::to_string(rows[t].position) + ": expected " + std::to_string(expected[i]) +
+                 ", got " + std::to_string(actual[i]);
         }
       }
     }
@@ -125,9 +130,12 @@ std::string check_saturated(KvType type, bool one_wins) {
     const auto out = row_of(all.attend(rows, queries, {2, prefill}).x, kLength, kLength - 1);
     for (int i = 0; i < 2 * kDim; ++i) {
       double expected = 0;
-      for (int p = 0; p < kLength; ++p) expected += one_wins ? (p == kWinner) * all.value[p * kDim + i % kDim] : all.value[p * kDim + i % kDim] / kLength;
+      for (int p = 0; p < kLength; ++p)
+        expected +=
+            one_wins ? (p == kWinner) * all.value[p * kDim + i % kDim] : all.value[p * kDim + i % kDim] / kLength;
       const double step[] = {1e-5, 2e-3, 2e-2};  // of the type
-      if (!(std::fabs(out[i] - expected) <= step[int(type)])) return "expected " + std::to_string(expected) + ", got " + std::to_string(out[i]);
+      if (!(std::fabs(out[i] - expected) <= step[int(type)]))
+        return "expected " + std::to_string(expected) + ", got " + std::to_string(out[i]);
     }
   }
   return "";
@@ -142,7 +150,8 @@ std::string check_quants(int head_dim, bool prefill) {
   for (size_t i = 0; i < out.x.size(); i += kQuantBlock) {
     float high = 0;
     for (int j = 0; j < kQuantBlock; ++j) high = std::max(high, std::fabs(out.x[i + j]));
-    if (std::fabs(out.scales[i / kQuantBlock] - high / 127) > 1e-7f * high) return "scale " + std::to_string(i / kQuantBlock);
+    if (std::fabs(out.scales[i / kQuantBlock] - high / 127) > 1e-7f * high)
+      return "scale " + std::to_string(i / kQuantBlock);
     for (int j = 0; j < kQuantBlock; ++j) {
       if (std::fabs(out.quants[i + j] - out.x[i + j] * 127 / high) > 0.501f) return "quant " + std::to_string(i + j);
     }
@@ -152,10 +161,11 @@ std::string check_quants(int head_dim, bool prefill) {
 
 struct Registration {
   Registration() {
-    const Shape shapes[] = {{KvType::kF16, 2, 1, 40, true},   {KvType::kF16, 1, 4, 128, true}, {KvType::kF16, 1, 71, 64, true},
-                            {KvType::kF32, 2, 4, 64, false},  {KvType::kF32, 1, 8, 96, true},  {KvType::kF32, 1, 1, 256, true},
-                            {KvType::kQ8, 2, 8, 32, true},    {KvType::kQ8, 1, 3, 72, false},  {KvType::kQ8, 1, 1, 200, true},
-                            {KvType::kF16, 1, 2, 256, false}, {KvType::kQ8, 1, 5, 128, true},  {KvType::kF32, 1, 3, 128, true}};
+    const Shape shapes[] = {
+        {KvType::kF16, 2, 1, 40, true},   {KvType::kF16, 1, 4, 128, true}, {KvType::kF16, 1, 71, 64, true},
+        {KvType::kF32, 2, 4, 64, false},  {KvType::kF32, 1, 8, 96, true},  {KvType::kF32, 1, 1, 256, true},
+        {KvType::kQ8, 2, 8, 32, true},    {KvType::kQ8, 1, 3, 72, false},  {KvType::kQ8, 1, 1, 200, true},
+        {KvType::kF16, 1, 2, 256, false}, {KvType::kQ8, 1, 5, 128, true},  {KvType::kF32, 1, 3, 128, true}};
     for (const Shape& s : shapes) {
       Check("device: attention, decoding, " + s.name(), [=] { return check_decoding(s); });
       Check("device: attention that stores, " + s.name(), [=] { return check_storing(s); });
@@ -168,8 +178,10 @@ struct Registration {
       Check("device: attention, scores of millions, all equal, " + name, [=] { return check_saturated(type, false); });
     }
     for (const int head_dim : {32, 40}) {
-      Check("device: attention in 8 bits, heads of " + std::to_string(head_dim), [=] { return check_quants(head_dim, false); });
-      Check("device: prompts' attention in 8 bits, heads of " + std::to_string(head_dim), [=] { return check_quants(head_dim, true); });
+      Check("device: attention in 8 bits, heads of " + std::to_string(head_dim),
+            [=] { return check_quants(head_dim, false); });
+      Check("device: prompts' attention in 8 bits, heads of " + std::to_string(head_dim),
+            [=] { return check_quants(head_dim, true); });
     }
   }
 } const registration;

@@ -81,7 +81,8 @@ class DeviceArray {
 class DeviceWeights {
  public:
   DeviceWeights(DType type, int rows, int cols, const uint8_t* host)
-      : bytes_(pack(type, rows, cols, host)), view{bytes_.data(), type, rows, cols, cuda::device_row_bytes(type, cols)} {}
+      : bytes_(pack(type, rows, cols, host)),
+        view{bytes_.data(), type, rows, cols, cuda::device_row_bytes(type, cols)} {}
 
  private:
   static std::vector<uint8_t> pack(DType type, int rows, int cols, const uint8_t* host) {

@@ -1,5 +1,5 @@
-// The emulator itself: what it must do as a GPU does, and what it must report instead of hanging. On devices of its own, for
-// an error ends one.
+// The emulator itself: what it must do as a GPU does, and what it must report instead of hanging. On devices of its
+// own, for an error ends one.
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
@@ -48,16 +48,20 @@ std::string run(void (*kernel)(Args), dim3 grid, dim3 block, size_t shared = 0, 
 
 std::string expect_error(const std::string& error, std::initializer_list<const char*> parts) {
   for (const char* part : parts) {
-    if (error.find(part) == std::string::npos) return "expected an error with '" + std::string(part) + "', got '" + error + "'";
+    if (error.find(part) == std::string::npos)
+      return "expected an error with '" + std::string(part) + "', got '" + error + "'";
   }
   return "";
 }
 
 std::string expect_equal(const char* what, int64_t expected, int64_t actual) {
-  return expected == actual ? "" : std::string(what) + ": expected " + std::to_string(expected) + ", got " + std::to_string(actual);
+  return expected == actual
+             ? ""
+             : std::string(what) + ": expected " + std::to_string(expected) + ", got " + std::to_string(actual);
 }
 
-// ------------------------------------------------------------------------------------------------------ blocks and warps
+// ------------------------------------------------------------------------------------------------------ blocks and
+// warps
 
 // Sum of a block's threads' numbers through shared memory, by warps, and through shared memory again.
 __global__ void block_sum(Args a) {
@@ -101,7 +105,8 @@ const Check all_threads("emulator: every thread of every block once, partial war
   if (!error.empty()) return error;
   for (size_t i = 0; i < out.size(); ++i) {
     const int lanes = i % 42 < 32 ? 32 : 10;
-    if (out[i] != static_cast<int>(i) * 100 + lanes) return expect_equal("place", static_cast<int>(i) * 100 + lanes, out[i]);
+    if (out[i] != static_cast<int>(i) * 100 + lanes)
+      return expect_equal("place", static_cast<int>(i) * 100 + lanes, out[i]);
   }
   return std::string();
 });
@@ -128,10 +133,12 @@ const Check all_exchanges("emulator: shuffles and votes", [] {
   for (int i = 0; i < 32; i += 3) thirds |= 1u << i;
   for (int i = 0; i < 64; ++i) {
     const int lane = i % 32, warp = i - lane;
-    const int expected[8] = {warp + 5, i ^ 3, lane < 28 ? i + 4 : i, i % 8 < 4 ? i : i - 4, static_cast<int>(thirds), warp == 32, warp == 0,
-                             3 * (i / 16 * 16 + 1)};
+    const int expected[8] = {
+        warp + 5,   i ^ 3,     lane < 28 ? i + 4 : i, i % 8 < 4 ? i : i - 4, static_cast<int>(thirds),
+        warp == 32, warp == 0, 3 * (i / 16 * 16 + 1)};
     for (int k = 0; k < 8; ++k) {
-      if (out[i * 8 + k] != expected[k]) return std::to_string(k) + ": " + expect_equal("lane", expected[k], out[i * 8 + k]);
+      if (out[i * 8 + k] != expected[k])
+        return std::to_string(k) + ": " + expect_equal("lane", expected[k], out[i * 8 + k]);
     }
   }
   return std::string();
@@ -153,7 +160,8 @@ const Check returned("emulator: barriers and votes of the lanes that have not re
   return error.empty() ? expect_equal("ballot", 0x55555555, out[62]) : error;
 });
 
-// ---------------------------------------------------------------------------------------------------------- what is wrong
+// ---------------------------------------------------------------------------------------------------------- what is
+// wrong
 
 __global__ void half_a_barrier(Args a) {
   if (threadIdx.x < 40) __syncthreads();
@@ -189,12 +197,15 @@ __global__ void nothing(Args) {}
 const Check misuse("emulator: what would hang or be undefined is an error that names kernel and block", [] {
   int out = 0;
   for (const std::string& wrong : {
-           expect_error(run(half_a_barrier, dim3(1), dim3(64)), {"kernel", "block (0, 0, 0)", "not all threads", "24 of 32 lanes of warp 1", "barrier"}),
+           expect_error(run(half_a_barrier, dim3(1), dim3(64)),
+                        {"kernel", "block (0, 0, 0)", "not all threads", "24 of 32 lanes of warp 1", "barrier"}),
            expect_error(run(two_barriers, dim3(1), dim3(64)), {"different barriers"}),
            expect_error(run(two_exchanges, dim3(1), dim3(32)), {"__syncwarp", "a vote"}),
            expect_error(run(half_a_mask, dim3(1), dim3(32)), {"some lanes only"}),
-           expect_error(run(beyond_shared, dim3(1), dim3(32), 100, {nullptr, 100}), {"outside of the block's dynamic shared memory"}),
-           expect_error(run(beyond_shared, dim3(1), dim3(32), 100, {nullptr, -1}), {"outside of the block's dynamic shared memory"}),
+           expect_error(run(beyond_shared, dim3(1), dim3(32), 100, {nullptr, 100}),
+                        {"outside of the block's dynamic shared memory"}),
+           expect_error(run(beyond_shared, dim3(1), dim3(32), 100, {nullptr, -1}),
+                        {"outside of the block's dynamic shared memory"}),
            expect_error(run(too_deep, dim3(1), dim3(1), 0, {&out}), {"bytes of stack"}),
            expect_error(run(nothing, dim3(1), dim3(1025)), {"1025 threads", "1024"}),
            expect_error(run(nothing, dim3(0), dim3(32)), {"a launch of nothing"}),
@@ -221,30 +232,33 @@ __global__ void assume_order(Args a) {
   if (blockIdx.x == gridDim.x - 1) a.out[1] = before;
 }
 
-const Check order("emulator: a missing barrier shows in some order of lanes or blocks, a right kernel is the same in all", [] {
-  bool differs = false, blocks_differ = false;
-  for (const char* seed : {"0", "1", "2", "3"}) {
-    const char* const before = std::getenv("PI_EMULATOR_SEED");
-    const std::string kept = before != nullptr ? before : "";
-    ::setenv("PI_EMULATOR_SEED", seed, 1);
-    std::vector<int> out(64), sum(1), blocks(2);
-    const std::string error = run(racing, dim3(1), dim3(64), 256, {out.data()}) + run(block_sum, dim3(1), dim3(1024), 4096, {sum.data()}) +
-                              run(assume_order, dim3(12), dim3(32), 0, {blocks.data()});
-    if (kept.empty()) {
-      ::unsetenv("PI_EMULATOR_SEED");
-    } else {
-      ::setenv("PI_EMULATOR_SEED", kept.c_str(), 1);
-    }
-    if (!error.empty()) return error;
-    for (int i = 0; i < 64; ++i) differs = differs || out[i] != 63 - i;
-    if (sum[0] != 1023 * 512) return expect_equal("sum", 1023 * 512, sum[0]);
-    if (blocks[0] != 12) return expect_equal("blocks", 12, blocks[0]);
-    blocks_differ = blocks_differ || blocks[1] != 11;
-  }
-  return std::string(differs && blocks_differ ? "" : "no order showed it");
-});
+const Check order(
+    "emulator: a missing barrier shows in some order of lanes or blocks, a right kernel is the same in all", [] {
+      bool differs = false, blocks_differ = false;
+      for (const char* seed : {"0", "1", "2", "3"}) {
+        const char* const before = std::getenv("PI_EMULATOR_SEED");
+        const std::string kept = before != nullptr ? before : "";
+        ::setenv("PI_EMULATOR_SEED", seed, 1);
+        std::vector<int> out(64), sum(1), blocks(2);
+        const std::string error = run(racing, dim3(1), dim3(64), 256, {out.data()}) +
+                                  run(block_sum, dim3(1), dim3(1024), 4096, {sum.data()}) +
+                                  run(assume_order, dim3(12), dim3(32), 0, {blocks.data()});
+        if (kept.empty()) {
+          ::unsetenv("PI_EMULATOR_SEED");
+        } else {
+          ::setenv("PI_EMULATOR_SEED", kept.c_str(), 1);
+        }
+        if (!error.empty()) return error;
+        for (int i = 0; i < 64; ++i) differs = differs || out[i] != 63 - i;
+        if (sum[0] != 1023 * 512) return expect_equal("sum", 1023 * 512, sum[0]);
+        if (blocks[0] != 12) return expect_equal("blocks", 12, blocks[0]);
+        blocks_differ = blocks_differ || blocks[1] != 11;
+      }
+      return std::string(differs && blocks_differ ? "" : "no order showed it");
+    });
 
-// ----------------------------------------------------------------------------------------------------- memory and queues
+// ----------------------------------------------------------------------------------------------------- memory and
+// queues
 
 // What shows at the next wait after `act` had 1,000 bytes of a device of its own: to free memory throws nothing.
 template <typename Act>
@@ -260,13 +274,16 @@ const Check memory("emulator: memory is counted, not yet written, and guarded", 
   if (device->allocate(free + 1) != nullptr) return std::string("gave more memory than there is");
   uint8_t* const piece = static_cast<uint8_t*>(device->allocate(1000));
   if (reinterpret_cast<uintptr_t>(piece) % 256 != 0) return std::string("device memory not on 256 bytes");
-  if (device->free_bytes() != free - 1000) return expect_equal("free", static_cast<int64_t>(free) - 1000, static_cast<int64_t>(device->free_bytes()));
+  if (device->free_bytes() != free - 1000)
+    return expect_equal("free", static_cast<int64_t>(free) - 1000, static_cast<int64_t>(device->free_bytes()));
   if (piece[0] != 0xff || piece[999] != 0xff) return std::string("device memory that is no NaN");
   uint8_t* const host = static_cast<uint8_t*>(device->allocate_host(1000));
   if (host[0] != 0 || host[999] != 0) return std::string("page-locked memory that is not zero");
   for (const std::string& wrong : {
-           expect_error(error_of([&] { device->upload(Queue::kCopy, piece, host, 1001); }), {"upload: 1001 bytes", "device memory"}),
-           expect_error(error_of([&] { device->upload(Queue::kCopy, piece, piece, 10); }), {"upload: 10 bytes", "page-locked memory"}),
+           expect_error(error_of([&] { device->upload(Queue::kCopy, piece, host, 1001); }),
+                        {"upload: 1001 bytes", "device memory"}),
+           expect_error(error_of([&] { device->upload(Queue::kCopy, piece, piece, 10); }),
+                        {"upload: 10 bytes", "page-locked memory"}),
            expect_error(error_of([&] { device->zero(Queue::kCopy, host, 10); }), {"zero: 10 bytes", "device memory"}),
        }) {
     if (!wrong.empty()) return wrong;
@@ -275,10 +292,14 @@ const Check memory("emulator: memory is counted, not yet written, and guarded", 
   piece[1000] = 0;
   host[-3] = 1;
   for (const std::string& wrong : {
-           expect_error(error_of([&] { device->synchronize(Queue::kCompute); }), {"1000 bytes of device memory were written to 0 bytes after their end"}),
-           expect_error(error_after([](Device& device, uint8_t* memory) { memory[1000] = 0, device.free(memory); }), {"after their end"}),
-           expect_error(error_after([](Device& device, uint8_t* memory) { device.free(memory), device.free(memory); }), {"freed that is none"}),
-           expect_error(error_after([](Device& device, uint8_t* memory) { device.free_host(memory); }), {"page-locked memory was freed that is none"}),
+           expect_error(error_of([&] { device->synchronize(Queue::kCompute); }),
+                        {"1000 bytes of device memory were written to 0 bytes after their end"}),
+           expect_error(error_after([](Device&device, uint8_t*memory) { memory[1000] = 0, device.free(memory); }),
+                        {"after their end"}),
+           expect_error(error_after([](Device&device, uint8_t*memory) { device.free(memory), device.free(memory); }),
+                        {"freed that is none"}),
+           expect_error(error_after([](Device&device, uint8_t*memory) { device.free_host(memory); }),
+                        {"page-locked memory was freed that is none"}),
        }) {
     if (!wrong.empty()) return wrong;
   }
@@ -312,7 +333,8 @@ const Check two_queues("emulator: a queue works while the other waits for the ho
   Words flags(*device), step(*device), rows(*device);
   step.words[0] = 7;
   int out = 0;
-  PI_LAUNCH(wait_kernel, dim3(1), dim3(64), 0, device->stream(), Args{&out, 0, {flags.words, step.words, flags.words + 1}});
+  PI_LAUNCH(wait_kernel, dim3(1), dim3(64), 0, device->stream(),
+            Args{&out, 0, {flags.words, step.words, flags.words + 1}});
   const auto after = device->event(), copied = device->event();
   device->record(Queue::kCompute, *after);
   void* const memory = device->allocate(64);
@@ -340,11 +362,13 @@ const Check aborted("emulator: a kernel that waits for the host is ended by abor
     const auto device = emulator::make_device(kNoKernels);
     Words words(*device);
     words.words[2] = 0xffffffffu;  // the step's number, which wraps: 1 is later
-    PI_LAUNCH(wait_kernel, dim3(1), dim3(32), 0, device->stream(), Args{&out, 0, {words.words, words.words + 2, words.words + 1}});
+    PI_LAUNCH(wait_kernel, dim3(1), dim3(32), 0, device->stream(),
+              Args{&out, 0, {words.words, words.words + 2, words.words + 1}});
     store_system(words.words, 1u);
     device->synchronize(Queue::kCompute);
     words.words[2] = 2;
-    PI_LAUNCH(wait_kernel, dim3(1), dim3(32), 0, device->stream(), Args{&out, 0, {words.words, words.words + 2, words.words + 1}});
+    PI_LAUNCH(wait_kernel, dim3(1), dim3(32), 0, device->stream(),
+              Args{&out, 0, {words.words, words.words + 2, words.words + 1}});
     store_system(words.words + 1, 1u);
     device->synchronize(Queue::kCompute);
   }
@@ -382,26 +406,27 @@ const Check recorded("emulator: what was recorded is done when it is launched, a
   return expect_equal("after three launches of two", 63, out);
 });
 
-const Check not_recorded("emulator: what cannot be recorded is refused, and what a recording leaves behind is done", [] {
-  const auto device = emulator::make_device(kNoKernels);
-  const auto event = device->event();
-  int out = 0;
-  device->begin_recording();
-  PI_LAUNCH(count_up, dim3(1), dim3(32), 0, device->stream(), Args{&out});
-  for (const std::string& wrong : {
-           expect_error(error_of([&] { device->allocate(8); }), {"allocate cannot be recorded"}),
-           expect_error(error_of([&] { device->allocate_host(8); }), {"allocate_host cannot be recorded"}),
-           expect_error(error_of([&] { device->done(*event); }), {"done cannot be recorded"}),
-           expect_error(error_of([&] { device->wait(Queue::kCompute, *event); }), {"wait cannot be recorded"}),
-           expect_error(error_of([&] { device->begin_recording(); }), {"begin_recording cannot be recorded"}),
-       }) {
-    if (!wrong.empty()) return wrong;
-  }
-  const auto program = device->end_recording();
-  device->launch(*program);
-  device->synchronize(Queue::kCompute);
-  return expect_equal("after a launch of one", 1, out);
-});
+const Check not_recorded(
+    "emulator: what cannot be recorded is refused, and what a recording leaves behind is done", [] {
+      const auto device = emulator::make_device(kNoKernels);
+      const auto event = device->event();
+      int out = 0;
+      device->begin_recording();
+      PI_LAUNCH(count_up, dim3(1), dim3(32), 0, device->stream(), Args{&out});
+      for (const std::string& wrong : {
+               expect_error(error_of([&] { device->allocate(8); }), {"allocate cannot be recorded"}),
+               expect_error(error_of([&] { device->allocate_host(8); }), {"allocate_host cannot be recorded"}),
+               expect_error(error_of([&] { device->done(*event); }), {"done cannot be recorded"}),
+               expect_error(error_of([&] { device->wait(Queue::kCompute, *event); }), {"wait cannot be recorded"}),
+               expect_error(error_of([&] { device->begin_recording(); }), {"begin_recording cannot be recorded"}),
+           }) {
+        if (!wrong.empty()) return wrong;
+      }
+      const auto program = device->end_recording();
+      device->launch(*program);
+      device->synchronize(Queue::kCompute);
+      return expect_equal("after a launch of one", 1, out);
+    });
 
 const Check after_error("emulator: after an error nothing runs, and every call says which it was", [] {
   const auto device = emulator::make_device(kNoKernels);
@@ -415,8 +440,10 @@ const Check after_error("emulator: after an error nothing runs, and every call s
   for (const std::string& wrong : {
            expect_error(first, {"kernel half_a_mask"}),
            expect_error(error_of([&] { device->synchronize(Queue::kCopy); }), {"kernel half_a_mask"}),
-           expect_error(error_of([&] { device->upload(Queue::kCopy, memory, words.words, 64); }), {"kernel half_a_mask"}),
-           expect_error(error_of([&] { device->download(Queue::kCopy, words.words, memory, 64); }), {"kernel half_a_mask"}),
+           expect_error(error_of([&] { device->upload(Queue::kCopy, memory, words.words, 64); }),
+                        {"kernel half_a_mask"}),
+           expect_error(error_of([&] { device->download(Queue::kCopy, words.words, memory, 64); }),
+                        {"kernel half_a_mask"}),
            expect_error(error_of([&] { device->zero(Queue::kCompute, memory, 64); }), {"kernel half_a_mask"}),
            expect_error(error_of([&] { device->record(Queue::kCopy, *event); }), {"kernel half_a_mask"}),
            expect_error(error_of([&] { device->wait(Queue::kCopy, *event); }), {"kernel half_a_mask"}),
@@ -437,7 +464,8 @@ const Check refused("emulator: a launch that is refused shows at the next record
   int out = 0;
   PI_LAUNCH(nothing, dim3(1, 65536), dim3(32), 0, device->stream(), Args{});
   PI_LAUNCH(count_up, dim3(1), dim3(32), 0, device->stream(), Args{&out});
-  std::string wrong = expect_error(error_of([&] { device->record(Queue::kCompute, *event); }), {"kernel nothing", "65535 blocks"});
+  std::string wrong =
+      expect_error(error_of([&] { device->record(Queue::kCompute, *event); }), {"kernel nothing", "65535 blocks"});
   if (!wrong.empty()) return wrong;
   device->begin_recording();
   PI_LAUNCH(nothing, dim3(1), dim3(2048), 0, device->stream(), Args{});
@@ -461,7 +489,8 @@ const Check full("emulator: no more launches than a queue holds wait behind a ke
   device->begin_recording();
   for (int i = 0; i < 5; ++i) count();
   const auto program = device->end_recording();
-  PI_LAUNCH(wait_kernel, dim3(1), dim3(32), 0, device->stream(), Args{&out, 0, {words.words, words.words + 2, words.words + 1}});
+  PI_LAUNCH(wait_kernel, dim3(1), dim3(32), 0, device->stream(),
+            Args{&out, 0, {words.words, words.words + 2, words.words + 1}});
   device->launch(*program);  // is as one
   const std::string error = error_of([&] {
     for (int i = 0; i < 4; ++i) count();
@@ -469,10 +498,12 @@ const Check full("emulator: no more launches than a queue holds wait behind a ke
   store_system(words.words, 1u);
   device->synchronize(Queue::kCompute);
   const std::string wrong = expect_error(error, {"waits for room behind 3 others"});
-  return wrong.empty() ? expect_equal("kernels that ran", 511, out) : wrong;  // 1 of the one that waited, doubled and one more eight times
+  return wrong.empty() ? expect_equal("kernels that ran", 511, out)
+                       : wrong;  // 1 of the one that waited, doubled and one more eight times
 });
 
-// -------------------------------------------------------------------------------------------------------------- intrinsics
+// --------------------------------------------------------------------------------------------------------------
+// intrinsics
 
 const Check intrinsics("emulator: integer intrinsics", [] {
   int64_t wrong = 0;

@@ -20,7 +20,8 @@ struct Weights {
 template <typename Block>
 void fill_block(Fill fill, std::mt19937& random, uint8_t* bytes, double* values) {
   Block block;
-  block.d = fill == Fill::kTiny ? static_cast<uint16_t>(1 + random() % 40) : f32_to_f16(fill == Fill::kHuge ? 78.0f : 0.01f + random() % 100 * 1e-4f);
+  block.d = fill == Fill::kTiny ? static_cast<uint16_t>(1 + random() % 40)
+                                : f32_to_f16(fill == Fill::kHuge ? 78.0f : 0.01f + random() % 100 * 1e-4f);
   if (random() % 2) block.d |= 0x8000;
   for (auto& q : block.q) q = static_cast<uint8_t>(random() % 8 ? random() : random() % 2 ? 0x80 : 0x7f);
   std::memcpy(bytes, &block, sizeof block);
@@ -76,7 +77,9 @@ struct Product {
 
   int outer() const { return transposed ? cols : rows; }
   int inner() const { return transposed ? rows : cols; }
-  double weight(int column, int k) const { return host.values[transposed ? size_t(k) * cols + column : size_t(column) * cols + k]; }
+  double weight(int column, int k) const {
+    return host.values[transposed ? size_t(k) * cols + column : size_t(column) * cols + k];
+  }
 
   // y of n rows of x; `before` is what y holds already where the product is added to it. As much workspace as is said.
   std::vector<float> run(const float* x, int n, bool with_bias, const std::vector<float>* before) const {
@@ -95,8 +98,8 @@ struct Product {
   }
 };
 
-// Half an ulp of what x, and transposed blocks, are split to; sums in f32 that may truncate (tensor cores do): n ulps, however
-// they are ordered (Higham, 2002). All of it within the promised 1e-4 of the rows' norms, too.
+// Half an ulp of what x, and transposed blocks, are split to; sums in f32 that may truncate (tensor cores do): n ulps,
+// however they are ordered (Higham, 2002). All of it within the promised 1e-4 of the rows' norms, too.
 struct Tolerance {
   double split, sum;
   static Tolerance of(const Product& p) {
@@ -105,7 +108,8 @@ struct Tolerance {
   }
 };
 
-std::string compare(const Product& p, const std::vector<float>& x, int n, bool with_bias, const std::vector<float>* before) {
+std::string compare(const Product& p, const std::vector<float>& x, int n, bool with_bias,
+                    const std::vector<float>* before) {
   const std::vector<float> y = p.run(x.data(), n, with_bias, before);
   const Tolerance tolerance = Tolerance::of(p);
   for (int t = 0; t < n; ++t) {
@@ -119,18 +123,21 @@ std::string compare(const Product& p, const std::vector<float>& x, int n, bool w
         w2 += w * w;
       }
       const double rest = (with_bias ? p.bias[i] : 0.0) + (before ? (*before)[size_t(t) * p.outer() + i] : 0.0);
-      const double most = std::min((tolerance.split + tolerance.sum) * absolute, 1e-4 * std::sqrt(x2 * w2)) + 0x1p-22 * (std::abs(rest) + 4) + 1e-37;
+      const double most = std::min((tolerance.split + tolerance.sum) * absolute, 1e-4 * std::sqrt(x2 * w2)) +
+                          0x1p-22 * (std::abs(rest) + 4) + 1e-37;
       const double got = y[size_t(t) * p.outer() + i];
       if (!(std::abs(got - (sum + rest)) <= most)) {
-        return "row " + std::to_string(t) + " of " + std::to_string(n) + ", column " + std::to_string(i) + " of " + std::to_string(p.rows) + "x" +
-               std::to_string(p.cols) + ", up to " + std::to_string(most) + ": expected " + std::to_string(sum + rest) + ", got " + std::to_string(got);
+        return "row " + std::to_string(t) + " of " + std::to_string(n) + ", column " + std::to_string(i) + " of " +
+               std::to_string(p.rows) + "x" + std::to_string(p.cols) + ", up to " + std::to_string(most) +
+               ": expected " + std::to_string(sum + rest) + ", got " + std::to_string(got);
       }
     }
   }
   return "";
 }
 
-// Rows of usual, of large and of small numbers; each third element of a row a thousandth of the others; one row of zeros.
+// Rows of usual, of large and of small numbers; each third element of a row a thousandth of the others; one row of
+// zeros.
 std::vector<float> make_rows(int n, int cols, float scale) {
   std::vector<float> x = random_vector(size_t(n) * cols, 17 + n, scale);
   for (size_t i = 0; i < x.size(); ++i) {
@@ -145,9 +152,10 @@ std::string check_type(DType type, bool transposed) {
     int rows, cols, n;
     Fill fill;
   };
-  const Case cases[] = {{32, 32, 1, Fill::kUsual},   {96, 160, 7, Fill::kUsual},   {160, 96, 16, Fill::kHuge},   {160, 160, 33, Fill::kTiny},
-                        {1, 32, 5, Fill::kUsual},    {7, 96, 33, Fill::kHuge},     {1000, 32, 33, Fill::kTiny},  {32, 992, 130, Fill::kHuge},
-                        {1000, 96, 16, Fill::kHuge}, {1000, 96, 65, Fill::kUsual}, {96, 2080, 7, Fill::kUsual}, {2077, 96, 16, Fill::kUsual},
+  const Case cases[] = {{32, 32, 1, Fill::kUsual},     {96, 160, 7, Fill::kUsual},   {160, 96, 16, Fill::kHuge},
+                        {160, 160, 33, Fill::kTiny},   {1, 32, 5, Fill::kUsual},     {7, 96, 33, Fill::kHuge},
+                        {1000, 32, 33, Fill::kTiny},   {32, 992, 130, Fill::kHuge},  {1000, 96, 16, Fill::kHuge},
+                        {1000, 96, 65, Fill::kUsual},  {96, 2080, 7, Fill::kUsual},  {2077, 96, 16, Fill::kUsual},
                         {96, 1056, 130, Fill::kUsual}, {1050, 96, 130, Fill::kUsual}};
   bool with_bias = false, add = false;
   for (Case c : cases) {
@@ -185,7 +193,8 @@ std::string check_cuts(bool transposed, int outer, int rows, std::initializer_li
     for (int n : cuts) {
       const std::vector<float> part = p.run(&x[size_t(first) * p.inner()], n, true, nullptr);
       if (std::memcmp(part.data(), &whole[size_t(first) * p.outer()], part.size() * sizeof(float)) != 0) {
-        return std::string(type_name(type)) + ": rows " + std::to_string(first) + " on differ when " + std::to_string(n) + " are computed at once";
+        return std::string(type_name(type)) + ": rows " + std::to_string(first) + " on differ when " +
+               std::to_string(n) + " are computed at once";
       }
       first += n;
     }
@@ -200,7 +209,8 @@ std::string check_workspace() {
     size_t last = 0;
     for (int n = 0; n <= 600; ++n) {
       const size_t bytes = cuda::gemm_workspace(w, false, n);
-      if (bytes < last || bytes % 256 != 0) return std::to_string(n) + " rows: " + std::to_string(bytes) + " after " + std::to_string(last);
+      if (bytes < last || bytes % 256 != 0)
+        return std::to_string(n) + " rows: " + std::to_string(bytes) + " after " + std::to_string(last);
       last = bytes;
     }
   }
@@ -216,8 +226,12 @@ const std::vector<Check> types = [] {
   return checks;
 }();
 const Check range("gemm: rows far out of a half's range", check_range);
-const Check cuts("gemm: x · Wᵀ does not depend on how rows are cut, bit for bit", [] { return check_cuts(false, 160, 130, {1, 7, 33, 65}); });
-const Check transposed_cuts("gemm: x · W does not depend on how rows are cut, bit for bit", [] { return check_cuts(true, 160, 130, {1, 7, 33, 65}); });
+const Check cuts("gemm: x · Wᵀ does not depend on how rows are cut, bit for bit", [] {
+  return check_cuts(false, 160, 130, {1, 7, 33, 65});
+});
+const Check transposed_cuts("gemm: x · W does not depend on how rows are cut, bit for bit", [] {
+  return check_cuts(true, 160, 130, {1, 7, 33, 65});
+});
 // Few columns: segments side by side for more rows than a block has, and none for many more.
 const Check narrow_cuts("gemm: few columns do not depend on how rows are cut either", [] {
   const std::string wrong = check_cuts(false, 32, 270, {130, 20});
@@ -225,7 +239,8 @@ const Check narrow_cuts("gemm: few columns do not depend on how rows are cut eit
 });
 const Check workspace("gemm: the workspace grows with the rows", check_workspace);
 
-// ---------------------------------------------------------------------------------------------------------- activations
+// ----------------------------------------------------------------------------------------------------------
+// activations
 
 // Against the CPU's own functions; exponentials differ in their last bits.
 std::string check_activate(kernels::Unary f, bool gated, bool both, size_t n) {
@@ -234,14 +249,16 @@ std::string check_activate(kernels::Unary f, bool gated, bool both, size_t n) {
   const float special[] = {0.0f, -0.0f, kThreshold, 1e4f, -1e4f, 88.0f, -88.0f};
   for (size_t i = 0; i < n && i < std::size(special); ++i) gate[i] = up[n - 1 - i] = special[i];
   const DeviceArray<float> device_gate(gate), device_up(up);
-  kernels_of_device().activate(stream(), {f, both, kThreshold, gated ? device_gate.data() : nullptr, device_up.data(), n});
+  kernels_of_device().activate(stream(),
+                               {f, both, kThreshold, gated ? device_gate.data() : nullptr, device_up.data(), n});
   const std::vector<float> actual = device_up.get();
   const kernels::Table& cpu = kernels::active();
   if (gated) cpu.activate(f, kThreshold, gate.data(), static_cast<int>(n));
   if (both || !gated) cpu.activate(f, kThreshold, up.data(), static_cast<int>(n));
   for (size_t i = 0; i < n; ++i) {
     const double expected = gated ? double(gate[i]) * up[i] : up[i];
-    if (!(std::abs(actual[i] - expected) <= 4e-6 * std::abs(expected) + 1e-6)) return differs("value", i, expected, actual[i]);
+    if (!(std::abs(actual[i] - expected) <= 4e-6 * std::abs(expected) + 1e-6))
+      return differs("value", i, expected, actual[i]);
   }
   return "";
 }
@@ -252,7 +269,8 @@ const Check activations("activate: every function, with and without a gate", [] 
     for (size_t n : {1, 7, 1024, 2051}) {
       for (int how = 0; how < 3; ++how) {
         const std::string wrong = check_activate(f, how > 0, how == 2, n);
-        if (!wrong.empty()) return "function " + std::to_string(int(f)) + ", " + std::to_string(n) + " values: " + wrong;
+        if (!wrong.empty())
+          return "function " + std::to_string(int(f)) + ", " + std::to_string(n) + " values: " + wrong;
       }
     }
   }

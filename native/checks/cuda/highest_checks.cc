@@ -21,7 +21,8 @@ Tokens run(const std::vector<float>& logits, int rows, const std::vector<cuda::D
   DeviceArray<int32_t> token(rows);
   DeviceArray<cuda::Draw> how(draws);
   DeviceArray<uint8_t> workspace(cuda::highest_workspace(rows, vocab));
-  cuda::Highest a{in.data(), rows, vocab, draws.empty() ? nullptr : how.data(), token.data(), logit.data(), log_sum.data(), workspace.data()};
+  cuda::Highest a{in.data(),    rows,         vocab,          draws.empty() ? nullptr : how.data(),
+                  token.data(), logit.data(), log_sum.data(), workspace.data()};
   kernels_of_device().highest(stream(), a);
   return {token.get(), logit.get(), log_sum.get()};
 }
@@ -45,7 +46,9 @@ std::string check_highest(int rows, int vocab, float scale) {
   for (int t = 0; t < rows; ++t) {
     const float* row = &logits[size_t(t) * vocab];
     const Chosen expected = choose(row, vocab, Choice{}, 0);
-    if (out.token[t] != expected.token) return "row " + std::to_string(t) + ": expected " + std::to_string(expected.token) + ", got " + std::to_string(out.token[t]);
+    if (out.token[t] != expected.token)
+      return "row " + std::to_string(t) + ": expected " + std::to_string(expected.token) + ", got " +
+             std::to_string(out.token[t]);
     if (out.logit[t] != row[expected.token]) return "another logit";
     const double log_sum = log_sum_exp(row, vocab);
     // Differences to the highest are rounded once; sums have 16 terms and a tree of 8 levels.
@@ -64,7 +67,9 @@ std::string check_masked() {
   std::fill_n(logits.begin(), 4200, -INFINITY);
   const Tokens out = run(logits, 1);
   if (out.token[0] != choose(logits.data(), 9000, Choice{}, 0).token) return "another token";
-  return std::fabs(out.log_sum[0] - log_sum_exp(logits.data() + 4200, 4800)) < 1e-5 ? "" : "log of the sum is " + std::to_string(out.log_sum[0]);
+  return std::fabs(out.log_sum[0] - log_sum_exp(logits.data() + 4200, 4800)) < 1e-5
+             ? ""
+             : "log of the sum is " + std::to_string(out.log_sum[0]);
 }
 
 std::string check_nan() {
@@ -96,9 +101,12 @@ std::string check_draws(int vocab, float temperature, float scale) {
     choice.seed = draws[t].seed;
     const Chosen expected = choose(row.data(), vocab, choice, draws[t].position);
     other += out.token[t] != expected.token;
-    if (std::abs(out.token[t] - expected.token) > 1) return "row " + std::to_string(t) + ": expected " + std::to_string(expected.token) + ", got " + std::to_string(out.token[t]);
+    if (std::abs(out.token[t] - expected.token) > 1)
+      return "row " + std::to_string(t) + ": expected " + std::to_string(expected.token) + ", got " +
+             std::to_string(out.token[t]);
     if (out.logit[t] != row[out.token[t]]) return "another logit";
-    if (out.token[t] == expected.token && std::fabs(out.logit[t] - out.log_sum[t] - expected.logprob) > 1e-5f) return "another probability";
+    if (out.token[t] == expected.token && std::fabs(out.logit[t] - out.log_sum[t] - expected.logprob) > 1e-5f)
+      return "another probability";
   }
   return other <= 1 ? "" : std::to_string(other) + " other tokens";
 }
@@ -125,7 +133,8 @@ struct Registration {
     Check("device: highest of masked logits", check_masked);
     Check("device: highest of NaN", check_nan);
     for (const int vocab : {1, 5, 300, 9001}) {
-      Check("device: draws from " + std::to_string(vocab) + " as the CPU's", [=] { return check_draws(vocab, 0.8f, 2.0f); });
+      Check("device: draws from " + std::to_string(vocab) + " as the CPU's",
+            [=] { return check_draws(vocab, 0.8f, 2.0f); });
     }
     Check("device: draws at a high temperature as the CPU's", [] { return check_draws(5000, 5.0f, 2.0f); });
     Check("device: draws from more parts than a warp has lanes", [] { return check_draws(140000, 1.0f, 1.0f); });

@@ -29,18 +29,20 @@ void quantize_row(const float* x, int cols, int8_t* quants, float* scales) {
   }
 }
 
-std::string expect_quants(const std::vector<float>& x, int rows, int cols, const std::vector<int8_t>& quants, const std::vector<float>& scales) {
+std::string expect_quants(const std::vector<float>& x, int rows, int cols, const std::vector<int8_t>& quants,
+                          const std::vector<float>& scales) {
   std::vector<int8_t> q(cols);
   std::vector<float> d(cols / 32);
   for (int t = 0; t < rows; ++t) {
     quantize_row(&x[size_t(t) * cols], cols, q.data(), d.data());
     for (int j = 0; j < cols; ++j) {
       if (q[j] != quants[size_t(t) * cols + j]) {
-        return "row " + std::to_string(t) + ", column " + std::to_string(j) + ": expected " + std::to_string(q[j]) + ", got " +
-               std::to_string(quants[size_t(t) * cols + j]);
+        return "row " + std::to_string(t) + ", column " + std::to_string(j) + ": expected " + std::to_string(q[j]) +
+               ", got " + std::to_string(quants[size_t(t) * cols + j]);
       }
     }
-    if (std::memcmp(d.data(), &scales[size_t(t) * (cols / 32)], d.size() * 4) != 0) return "row " + std::to_string(t) + ": other scales";
+    if (std::memcmp(d.data(), &scales[size_t(t) * (cols / 32)], d.size() * 4) != 0)
+      return "row " + std::to_string(t) + ": other scales";
   }
   return "";
 }
@@ -70,13 +72,12 @@ const Check quantize("device: quantize, bit for bit as the CPU", [] {
   return std::string();
 });
 
-// ------------------------------------------------------------------------------------------------------------- meetings
+// -------------------------------------------------------------------------------------------------------------
+// meetings
 
 // The words of a meeting, and the step that both sides count from.
 struct Meet {
-  explicit Meet(uint32_t step) : flag(1), abort(1), step(std::vector<uint32_t>{step}) {
-    flag[0] = step - 1;
-  }
+  explicit Meet(uint32_t step) : flag(1), abort(1), step(std::vector<uint32_t>{step}) { flag[0] = step - 1; }
   Meeting meeting() { return {flag.data(), step.data(), abort.data()}; }
   uint32_t seen() { return std::atomic_ref<uint32_t>(flag[0]).load(std::memory_order_acquire); }
   void answer(uint32_t number) { std::atomic_ref<uint32_t>(flag[0]).store(number, std::memory_order_release); }
@@ -104,7 +105,13 @@ std::string check_receive(int rows, int cols, bool quantised) {
 }
 
 const Check receive("device: receive waits for the host, and quantises", [] {
-  for (const auto& [rows, cols, quantised] : {std::tuple{1, 7, false}, {3, 21, false}, {2, 4096, false}, {1, 32, true}, {2, 1056, true}, {5, 96, true}, {66, 1056, true}}) {
+  for (const auto& [rows, cols, quantised] : {std::tuple{1, 7, false},
+                                              {3, 21, false},
+                                              {2, 4096, false},
+                                              {1, 32, true},
+                                              {2, 1056, true},
+                                              {5, 96, true},
+                                              {66, 1056, true}}) {
     const std::string wrong = check_receive(rows, cols, quantised);
     if (!wrong.empty()) return std::to_string(rows) + " x " + std::to_string(cols) + ": " + wrong;
   }
@@ -177,7 +184,8 @@ const Check program("device: a recorded meeting, launched thrice", [] {
   }
   const std::vector<float> out = x.get();
   for (int i = 0; i < kCols; ++i) {
-    if (out[i] != 8.0f + 7.0f * static_cast<float>(i)) return "element " + std::to_string(i) + ": got " + std::to_string(out[i]);
+    if (out[i] != 8.0f + 7.0f * static_cast<float>(i))
+      return "element " + std::to_string(i) + ": got " + std::to_string(out[i]);
   }
   return std::string();
 });
@@ -200,12 +208,14 @@ const Check sweep("device: sweep adds up every word", [] {
     for (size_t i = 0; i < n; ++i) sum += words[i] = 0x9e3779b9u * static_cast<uint32_t>(i + 1);
     const DeviceArray<uint32_t> memory(words), out(std::vector<uint32_t>{5});
     kernels_of_device().sweep(stream(), {memory.data(), n, out.data()});
-    if (out.get()[0] != sum) return std::to_string(n) + " words: expected " + std::to_string(sum) + ", got " + std::to_string(out.get()[0]);
+    if (out.get()[0] != sum)
+      return std::to_string(n) + " words: expected " + std::to_string(sum) + ", got " + std::to_string(out.get()[0]);
   }
   return std::string();
 });
 
-// --------------------------------------------------------------------------------------------------------------- layout
+// ---------------------------------------------------------------------------------------------------------------
+// layout
 
 // What a packed row means, element by element, read as cuda/layout.h says.
 double packed_value(DType type, size_t cols, const uint8_t* row, size_t j) {
@@ -241,7 +251,8 @@ double host_value(DType type, const uint8_t* row, size_t j) {
 
 const Check layout("device: packed rows mean what they did, and their padding is zero", [] {
   std::mt19937 random(11);
-  for (const DType type : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0, DType::kI32, DType::kBit}) {
+  for (const DType type :
+       {DType::kF32, DType::kF16, DType::kBF16, DType::kQ8_0, DType::kQ4_0, DType::kI32, DType::kBit}) {
     for (const size_t blocks : {1, 2, 3, 8, 33}) {
       const size_t cols = blocks * block_size(type), bytes = row_bytes(type, cols);
       std::vector<uint8_t> host(bytes), packed(device_row_bytes(type, cols), 0xee);
@@ -249,7 +260,8 @@ const Check layout("device: packed rows mean what they did, and their padding is
       pack_row(type, cols, host.data(), packed.data());
       for (size_t j = 0; j < cols; ++j) {
         if (packed_value(type, cols, packed.data(), j) != host_value(type, host.data(), j)) {
-          return "type " + std::to_string(static_cast<int>(type)) + ", element " + std::to_string(j) + " of " + std::to_string(cols);
+          return "type " + std::to_string(static_cast<int>(type)) + ", element " + std::to_string(j) + " of " +
+                 std::to_string(cols);
         }
       }
       for (size_t i = bytes; i < packed.size(); ++i) {

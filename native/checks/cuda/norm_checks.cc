@@ -9,7 +9,8 @@ namespace pi::checks {
 namespace {
 
 std::string expected_got(const char* what, size_t i, double expected, double actual) {
-  return std::string(what) + " " + std::to_string(i) + ": expected " + std::to_string(expected) + ", got " + std::to_string(actual);
+  return std::string(what) + " " + std::to_string(i) + ": expected " + std::to_string(expected) + ", got " +
+         std::to_string(actual);
 }
 
 struct Normed {
@@ -17,11 +18,14 @@ struct Normed {
   std::vector<int8_t> quants;
 };
 
-Normed run(const std::vector<float>& x, const std::vector<float>& weight, const std::vector<float>& bias, float eps, bool quants) {
+Normed run(const std::vector<float>& x, const std::vector<float>& weight, const std::vector<float>& bias, float eps,
+           bool quants) {
   const int cols = static_cast<int>(weight.size()), rows = static_cast<int>(x.size()) / cols;
   DeviceArray<float> in(x), w(weight), b(bias), out(x.size()), scales(x.size() / 32 + 1);
   DeviceArray<int8_t> q(x.size());
-  cuda::Norm a{in.data(), w.data(), bias.empty() ? nullptr : b.data(), eps, {out.data(), nullptr, nullptr, cols}, rows, nullptr, {}, nullptr};
+  cuda::Norm a{
+      in.data(), w.data(), bias.empty() ? nullptr : b.data(), eps, {out.data(), nullptr, nullptr, cols}, rows, nullptr,
+      {},        nullptr};
   if (quants) a.out.quants = q.data(), a.out.scales = scales.data();
   kernels_of_device().norm(stream(), a);
   return {out.get(), scales.get(), q.get()};
@@ -45,7 +49,8 @@ Twin twin(const float* x, const std::vector<float>& weight, const std::vector<fl
   return out;
 }
 
-// Sums of n squares along a tree of depth log2(n) behind at most 64 in a row; then a root, a division and three products.
+// Sums of n squares along a tree of depth log2(n) behind at most 64 in a row; then a root, a division and three
+// products.
 constexpr double kTolerance = (64 + 15 + 8) * 6e-8;
 
 std::string check_norm(int rows, int cols, bool bias, float scale) {
@@ -66,14 +71,16 @@ std::string check_norm(int rows, int cols, bool bias, float scale) {
     const size_t block = i / kQuantBlock * kQuantBlock;
     float high = 0;
     for (int j = 0; j < kQuantBlock; ++j) high = std::max(high, std::fabs(out.x[block + j]));
-    if (std::fabs(out.scales[i / kQuantBlock] - high / 127) > 1e-7f * high) return expected_got("scale of", i, high / 127, out.scales[i / kQuantBlock]);
+    if (std::fabs(out.scales[i / kQuantBlock] - high / 127) > 1e-7f * high)
+      return expected_got("scale of", i, high / 127, out.scales[i / kQuantBlock]);
     const float expected = high > 0 ? out.x[i] * 127 / high : 0;
     if (std::fabs(out.quants[i] - expected) > 0.5001f) return expected_got("quant", i, expected, out.quants[i]);
   }
   // The last row alone.
   const std::vector<float> last(x.end() - cols, x.end());
   const Normed alone = run(last, weight, shift, 1e-5f, quants);
-  if (std::memcmp(alone.x.data(), &out.x[out.x.size() - cols], cols * sizeof(float)) != 0) return "bits depend on the other rows";
+  if (std::memcmp(alone.x.data(), &out.x[out.x.size() - cols], cols * sizeof(float)) != 0)
+    return "bits depend on the other rows";
   return "";
 }
 

@@ -68,8 +68,9 @@ std::string check_score(const ScoreCase& c, uint32_t seed) {
   if (!c.has_quants) view.quants = nullptr, view.scales = nullptr;
   const float threshold = 0.3f;
   const Lists lists(c.neurons, c.neurons / 2);
-  kernels_of_device().score(stream(), {device_w.view, device_scale.data(), c.bias ? device_bias.data() : nullptr, view,
-                                       threshold, device_modes.data(), mask.data(), c.rows, lists.view(), lists.arrivals.data()});
+  kernels_of_device().score(stream(),
+                            {device_w.view, device_scale.data(), c.bias ? device_bias.data() : nullptr, view, threshold,
+                             device_modes.data(), mask.data(), c.rows, lists.view(), lists.arrivals.data()});
   const std::vector<uint32_t> bits = mask.get();
   for (int t = 0; t < c.rows; ++t) {
     for (int i = 0; i < 32 * words; ++i) {
@@ -190,7 +191,8 @@ std::string check_select(const SelectCase& c, uint32_t seed) {
   const Lists lists(c.neurons, resident);
   cuda::Select select = lists.view();
   select.host_mask = host.data(), select.signal = {&host[masks.size()], step.data(), &host[masks.size() + 1]};
-  kernels_of_device().score(stream(), {device_w.view, nullptr, nullptr, x.view(), 0.0f, modes.data(), mask.data(), c.rows, select, lists.arrivals.data()});
+  kernels_of_device().score(stream(), {device_w.view, nullptr, nullptr, x.view(), 0.0f, modes.data(), mask.data(),
+                                       c.rows, select, lists.arrivals.data()});
   const std::vector<int32_t> found = lists.counts.get();
   const std::string name = std::to_string(c.neurons) + " neurons";
   if (found[0] != static_cast<int>(expected.size())) return differs(name + ", count", 0, expected.size(), found[0]);
@@ -198,7 +200,9 @@ std::string check_select(const SelectCase& c, uint32_t seed) {
   std::vector<int32_t> actual = lists.list.get();
   actual.resize(found[0]);
   std::string problem = same_bits(name + ", list", expected, actual);
-  if (problem.empty()) problem = same_bits(name + ", the host's copy", masks, std::vector<uint32_t>(host.data(), host.data() + masks.size()));
+  if (problem.empty())
+    problem =
+        same_bits(name + ", the host's copy", masks, std::vector<uint32_t>(host.data(), host.data() + masks.size()));
   if (problem.empty()) problem = same_bits(name + ", arrivals", {0}, lists.arrivals.get());
   if (host[masks.size()] != 17) problem += " no signal";
   return problem;

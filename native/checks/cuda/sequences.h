@@ -27,8 +27,8 @@ struct Shape {
   bool rope;
   int n_heads() const { return kv_heads * group; }
   std::string name() const {
-    return std::string(kKvNames[int(type)]) + ", " + std::to_string(n_heads()) + " heads of " + std::to_string(head_dim) + " on " +
-           std::to_string(kv_heads) + (rope ? ", rotated" : "");
+    return std::string(kKvNames[int(type)]) + ", " + std::to_string(n_heads()) + " heads of " +
+           std::to_string(head_dim) + " on " + std::to_string(kv_heads) + (rope ? ", rotated" : "");
   }
 };
 
@@ -75,9 +75,11 @@ class Sequences {
 
   // Stores the rows' keys and values in both caches; returns their queries, rotated by the device.
   std::vector<float> store(const Rows& rows) {
-    DeviceArray<float> queries(gather(q, rows, s.n_heads())), keys(gather(key, rows, s.kv_heads)), values(gather(value, rows, s.kv_heads));
+    DeviceArray<float> queries(gather(q, rows, s.n_heads())), keys(gather(key, rows, s.kv_heads)),
+        values(gather(value, rows, s.kv_heads));
     Places places(*this, rows);
-    cuda::StoreKv a{queries.data(), {keys.data(), values.data()}, places.view, device_kv(), s.n_heads(), int(rows.size())};
+    cuda::StoreKv a{queries.data(),  {keys.data(), values.data()}, places.view, device_kv(), s.n_heads(),
+                    int(rows.size())};
     if (s.rope) a.now.cosine = cosine_device_.data(), a.now.sine = sine_device_.data();
     kernels_of_device().store_kv(stream(), a);
     for (const Row& r : rows) store_on_cpu(r);
@@ -101,9 +103,21 @@ class Sequences {
     const DeviceArray<uint32_t> arrivals(std::vector<uint32_t>(cuda::arrival_words(int(n), s.n_heads(), 1)));
     const DeviceArray<float> keys(gather(key, rows, s.kv_heads)), values(gather(value, rows, s.kv_heads));
     Places places(*this, rows);
-    cuda::Attend a{in.data(), {}, places.view, device_kv(), scale(), s.n_heads(), {out.data(), nullptr, nullptr, int(cols)}, int(n), o.splits, o.prefill,
-             workspace.data(), arrivals.data()};
-    if (o.stores) a.now = {keys.data(), values.data(), s.rope ? cosine_device_.data() : nullptr, s.rope ? sine_device_.data() : nullptr};
+    cuda::Attend a{in.data(),
+                   {},
+                   places.view,
+                   device_kv(),
+                   scale(),
+                   s.n_heads(),
+                   {out.data(), nullptr, nullptr, int(cols)},
+                   int(n),
+                   o.splits,
+                   o.prefill,
+                   workspace.data(),
+                   arrivals.data()};
+    if (o.stores)
+      a.now = {keys.data(), values.data(), s.rope ? cosine_device_.data() : nullptr,
+               s.rope ? sine_device_.data() : nullptr};
     if (o.quants) a.out.quants = quants.data(), a.out.scales = scales.data();
     kernels_of_device().attend(stream(), a);
     for (const uint32_t word : arrivals.get()) {
@@ -119,18 +133,22 @@ class Sequences {
   // What the CPU's kernel makes of one row.
   std::vector<float> attend_on_cpu(Row r) const {
     const int dim = s.head_dim;
-    std::vector<float> queries(q.begin() + at(r, s.n_heads()), q.begin() + at(r, s.n_heads()) + s.n_heads() * dim), out(queries.size());
-    if (s.rope) table().rope(queries.data(), s.n_heads(), dim, &cosine_[size_t(r.position) * dim / 2], &sine_[size_t(r.position) * dim / 2]);
+    std::vector<float> queries(q.begin() + at(r, s.n_heads()), q.begin() + at(r, s.n_heads()) + s.n_heads() * dim),
+        out(queries.size());
+    if (s.rope)
+      table().rope(queries.data(), s.n_heads(), dim, &cosine_[size_t(r.position) * dim / 2],
+                   &sine_[size_t(r.position) * dim / 2]);
     for (int head = 0; head < s.n_heads(); ++head) {
       const kernels::Query query{&queries[head * dim], &out[head * dim], r.position + 1};
       const uint8_t* keys = cpu_.data() + head / s.group * tile_;
-      table().attention({&query, 1, dim, keys, keys + side_, 2 * side_, s.type, &tables_[size_t(r.sequence) * stride_], scale(), nullptr});
+      table().attention({&query, 1, dim, keys, keys + side_, 2 * side_, s.type, &tables_[size_t(r.sequence) * stride_],
+                         scale(), nullptr});
     }
     return out;
   }
 
-  // Empty if device and CPU hold the same of the sequences' first `lengths` positions. A rotation may round differently, and
-  // so may, then, the type.
+  // Empty if device and CPU hold the same of the sequences' first `lengths` positions. A rotation may round
+  // differently, and so may, then, the type.
   std::string compare_caches() const {
     const std::vector<uint8_t> bytes = device_.get();
     const double step[] = {2e-7, 1e-3, 1.0 / 127};
@@ -139,10 +157,12 @@ class Sequences {
         for (int i = 0; i < 2 * s.kv_heads * s.head_dim; ++i) {
           const bool keys = i < s.kv_heads * s.head_dim;
           const int head = i / s.head_dim % s.kv_heads, d = i % s.head_dim;
-          const double expected = cpu_element({sequence, position}, keys, head, d), actual = element(bytes, {sequence, position}, keys, head, d);
-          if (!(std::fabs(expected - actual) <= step[int(s.type)] * (s.type == KvType::kQ8 ? 5 : std::fabs(expected)) + 1e-7)) {
-            return std::string(keys ? "key" : "value") + " of position " + std::to_string(position) + ", head " + std::to_string(head) + ": expected " +
-                   std::to_string(expected) + ", got " + std::to_string(actual);
+          const double expected = cpu_element({sequence, position}, keys, head, d),
+                       actual = element(bytes, {sequence, position}, keys, head, d);
+          if (!(std::fabs(expected - actual) <=
+                step[int(s.type)] * (s.type == KvType::kQ8 ? 5 : std::fabs(expected)) + 1e-7)) {
+            return std::string(keys ? "key" : "value") + " of position " + std::to_string(position) + ", head " +
+                   std::to_string(head) + ": expected " + std::to_string(expected) + ", got " + std::to_string(actual);
           }
         }
       }
@@ -181,10 +201,11 @@ class Sequences {
 
   // RowPlaces in device memory.
   struct Places {
-    Places(const Sequences& o, const Rows& rows) : positions(of(rows, &Row::position)), sequences(of(rows, &Row::sequence)) {
+    Places(const Sequences& o, const Rows& rows)
+        : positions(of(rows, &Row::position)), sequences(of(rows, &Row::sequence)) {
       view = {positions.data(), sequences.data(), o.tables_device_.data(), o.stride_};
     }
-    static std::vector<int32_t> of(const Rows& rows, int Row::* member) {
+    static std::vector<int32_t> of(const Rows& rows, int Row::*member) {
       std::vector<int32_t> out;
       for (const Row& r : rows) out.push_back(r.*member);
       return out;
@@ -224,7 +245,9 @@ class Sequences {
     return out;
   }
 
-  size_t block_at(Row r) const { return size_t(tables_[size_t(r.sequence) * stride_ + r.position / kBlock]) * 2 * side_; }
+  size_t block_at(Row r) const {
+    return size_t(tables_[size_t(r.sequence) * stride_ + r.position / kBlock]) * 2 * side_;
+  }
 
   void store_on_cpu(Row r) {
     if (r.position < 0) return;
@@ -232,7 +255,8 @@ class Sequences {
     for (int head = 0; head < s.kv_heads; ++head) {
       const size_t from = at(r, s.kv_heads) + size_t(head) * dim;
       std::vector<float> k(key.begin() + from, key.begin() + from + dim);
-      if (s.rope) table().rope(k.data(), 1, dim, &cosine_[size_t(r.position) * dim / 2], &sine_[size_t(r.position) * dim / 2]);
+      if (s.rope)
+        table().rope(k.data(), 1, dim, &cosine_[size_t(r.position) * dim / 2], &sine_[size_t(r.position) * dim / 2]);
       uint8_t* const keys = cpu_.data() + block_at(r) + head * tile_;
       table().store_kv(s.type, k.data(), &value[from], dim, r.position % kBlock, keys, keys + side_);
     }
@@ -261,13 +285,15 @@ class Sequences {
   std::vector<float> decode_head(const std::vector<uint8_t>& bytes, int sequence, int head, bool keys) const {
     std::vector<float> out;
     for (int p = 0; p < lengths_[sequence]; ++p) {
-      for (int d = 0; d < s.head_dim; ++d) out.push_back(static_cast<float>(element(bytes, {sequence, p}, keys, head, d)));
+      for (int d = 0; d < s.head_dim; ++d)
+        out.push_back(static_cast<float>(element(bytes, {sequence, p}, keys, head, d)));
     }
     return out;
   }
 
   // One query over n positions.
-  std::string compare_head(const std::vector<float>& keys, const std::vector<float>& values, int n, const float* query, const float* out) const {
+  std::string compare_head(const std::vector<float>& keys, const std::vector<float>& values, int n, const float* query,
+                           const float* out) const {
     const int dim = s.head_dim;
     std::vector<double> weight(n), sum(dim);
     double high = -1e300, total = 0, terms = 0, largest = 0;
@@ -290,13 +316,14 @@ class Sequences {
         largest = std::max(largest, std::fabs(v));
       }
     }
-    // An error of a score is a relative one of its weight, which moves the result by at most twice that of the largest value;
-    // fast exponentials of differences up to 32 add 40 units in the last place.
+    // An error of a score is a relative one of its weight, which moves the result by at most twice that of the largest
+    // value; fast exponentials of differences up to 32 add 40 units in the last place.
     const double tolerance = 2 * ((dim + 8) * 6e-8 * terms + 40 * 6e-8 + n * 6e-8) * largest;
     for (int d = 0; d < dim; ++d) {
       const double expected = n > 0 ? sum[d] / total : 0;
       if (!(std::fabs(out[d] - expected) <= tolerance)) {
-        return "element " + std::to_string(d) + ": expected " + std::to_string(expected) + ", got " + std::to_string(out[d]);
+        return "element " + std::to_string(d) + ": expected " + std::to_string(expected) + ", got " +
+               std::to_string(out[d]);
       }
     }
     return "";

@@ -37,14 +37,16 @@ struct NormAfter {
     cuda::DeviceRows to{out.data(), nullptr, nullptr, dim};
     if (dim % kQuantBlock == 0) to.quants = quants.data(), to.scales = scales.data();
     const float* const shift = layer_norm ? bias.data() : nullptr;
-    return {x, weight.data(), shift, 1e-5f, to, rows, host.data(), {&words[0], step.data(), &words[1]}, arrivals.data()};
+    return {
+        x, weight.data(), shift, 1e-5f, to, rows, host.data(), {&words[0], step.data(), &words[1]}, arrivals.data()};
   }
 
   // Empty if both left the same, and told the host.
   std::string compare(const NormAfter& apart) {
     const std::vector<float> got = out.get(), expected = apart.out.get();
     std::string problem = same_bits("norm", expected, got);
-    if (problem.empty()) problem = same_bits("host's copy", expected, std::vector<float>(host.data(), host.data() + host.size()));
+    if (problem.empty())
+      problem = same_bits("host's copy", expected, std::vector<float>(host.data(), host.data() + host.size()));
     if (problem.empty() && dim % kQuantBlock == 0) {
       problem = same_bits("quants", apart.quants.get(), quants.get());
       std::vector<float> a = apart.scales.get(), b = scales.get();
@@ -71,12 +73,16 @@ const Check projections("project: a norm of what comes out", [] {
         const std::vector<float> before = random_vector(size_t(rows) * dim, 3);
         const DeviceArray<float> y(before), y_apart(before);
         NormAfter norm(rows, dim, dim == 103), apart(rows, dim, dim == 103);
-        kernels_of_device().project(stream(), {{{device_w.view, nullptr, y_apart.data()}}, x.view(), rows, true, false, {}});
+        kernels_of_device().project(stream(),
+                                    {{{device_w.view, nullptr, y_apart.data()}}, x.view(), rows, true, false, {}});
         kernels_of_device().norm(stream(), apart.of(y_apart.data()));
-        kernels_of_device().project(stream(), {{{device_w.view, nullptr, y.data()}}, x.view(), rows, true, false, norm.of(y.data())});
+        kernels_of_device().project(
+            stream(), {{{device_w.view, nullptr, y.data()}}, x.view(), rows, true, false, norm.of(y.data())});
         std::string problem = same_bits("y", y_apart.get(), y.get());
         if (problem.empty()) problem = norm.compare(apart);
-        if (!problem.empty()) return std::string(type_name(type)) + ", " + std::to_string(rows) + " rows of " + std::to_string(dim) + ": " + problem;
+        if (!problem.empty())
+          return std::string(type_name(type)) + ", " + std::to_string(rows) + " rows of " + std::to_string(dim) + ": " +
+                 problem;
       }
     }
   }
@@ -88,8 +94,10 @@ std::string check_end(DType type, int rows, int dim, bool to_host) {
   constexpr int kNeurons = 50, kParts = 4;
   const HostWeights w(type, kNeurons, dim, 5);
   const DeviceWeights down = w.to_device();
-  const DeviceArray<float> act(random_vector(size_t(kNeurons) * rows, 6)), base(random_vector(size_t(rows) * dim, 7)), bias(random_vector(dim, 8));
-  const DeviceArray<uint32_t> arrivals(std::vector<uint32_t>(2 + cuda::arrival_words(rows, 1, dim))), step(std::vector<uint32_t>{9});
+  const DeviceArray<float> act(random_vector(size_t(kNeurons) * rows, 6)), base(random_vector(size_t(rows) * dim, 7)),
+      bias(random_vector(dim, 8));
+  const DeviceArray<uint32_t> arrivals(std::vector<uint32_t>(2 + cuda::arrival_words(rows, 1, dim))),
+      step(std::vector<uint32_t>{9});
   std::vector<float> y[2];
   NormAfter apart(rows, dim, false), together(rows, dim, false);
   for (const bool fused : {false, true}) {
@@ -100,7 +108,8 @@ std::string check_end(DType type, int rows, int dim, bool to_host) {
     cuda::Merge merge;
     merge.base = base.data(), merge.bias = bias.data(), merge.parts = parts.data(), merge.n_parts = kParts;
     merge.wait = {&words[0], step.data(), &words[1]}, merge.host = host.data();
-    merge.y = to_host ? host_y.data() : device_y.data(), merge.rows = rows, merge.dim = dim, merge.arrivals = arrivals.data();
+    merge.y = to_host ? host_y.data() : device_y.data(), merge.rows = rows, merge.dim = dim,
+    merge.arrivals = arrivals.data();
     if (to_host) merge.signal = {&words[2], step.data(), &words[1]};
     const cuda::Norm norm = (fused ? together : apart).of(merge.y);
     if (fused && !to_host) merge.norm = norm;
@@ -109,8 +118,8 @@ std::string check_end(DType type, int rows, int dim, bool to_host) {
       for (size_t i = 0; i < host.size(); ++i) host[i] = static_cast<float>(i % 7);
       std::atomic_ref(words[0]).store(9, std::memory_order_release);
     });
-    kernels_of_device().down(stream(), {down.view, active.data(), act.data(), kNeurons, rows, kParts, parts.data(), fused ? merge : cuda::Merge{},
-                                        arrivals.data() + 1});
+    kernels_of_device().down(stream(), {down.view, active.data(), act.data(), kNeurons, rows, kParts, parts.data(),
+                                        fused ? merge : cuda::Merge{}, arrivals.data() + 1});
     if (!fused) kernels_of_device().merge(stream(), merge);
     if (!fused || to_host) kernels_of_device().norm(stream(), norm);
     finish();
@@ -131,7 +140,9 @@ const Check ends("down: merge, the host's part and a norm follow", [] {
       for (const int dim : {32, 288, 1152}) {
         for (const bool to_host : {false, true}) {
           const std::string problem = check_end(type, rows, dim, to_host);
-          if (!problem.empty()) return std::string(type_name(type)) + ", " + std::to_string(rows) + " rows of " + std::to_string(dim) + ": " + problem;
+          if (!problem.empty())
+            return std::string(type_name(type)) + ", " + std::to_string(rows) + " rows of " + std::to_string(dim) +
+                   ": " + problem;
         }
       }
     }

@@ -1,4 +1,5 @@
-// What fails in the middle: the step ends with the reason, nobody waits for ever, and what was counted can still be asked.
+// What fails in the middle: the step ends with the reason, nobody waits for ever, and what was counted can still be
+// asked.
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -39,8 +40,8 @@ std::string error_of(F&& act) {
 
 bool has(const std::string& text, const std::string& words) { return text.find(words) != std::string::npos; }
 
-// Every second kernel of a step in turn fails: those before an answer that the host waits for, and those that wait for the
-// host.
+// Every second kernel of a step in turn fails: those before an answer that the host waits for, and those that wait for
+// the host.
 std::string fail_everywhere() {
   const Shape shape;
   const TinyModel model(shape, 8);
@@ -92,15 +93,20 @@ std::string fail_in_between() {
   if (!has(error, "kernel scatter_rows: fails")) return "neurons changed places, or never did: " + error;
   if (!has(engine->stats().gpu.swaps_stopped, "scatter_rows")) return "swaps go on";
   error = error_of([&] { logits(*engine, rows); });
-  return has(error, "neurons changed places, open the model again: ") && has(error, "scatter_rows") ? "" : "the next step: " + error;
+  return has(error, "neurons changed places, open the model again: ") && has(error, "scatter_rows")
+             ? ""
+             : "the next step: " + error;
 }
 
 const std::vector<Check> kernels_fail = [] {
   std::vector<Check> out;
   const char* const device = std::getenv("PI_DEVICE");
   if (!device || std::string(device) != "emulated") return out;
-  out.emplace_back("hybrid: a kernel that fails ends the step with its error, wherever it is, and nobody waits for ever", fail_everywhere);
-  out.emplace_back("adapt: a step that fails stops re-placement with its error, and what was counted can be asked", fail_while_adapting);
+  out.emplace_back(
+      "hybrid: a kernel that fails ends the step with its error, wherever it is, and nobody waits for ever",
+      fail_everywhere);
+  out.emplace_back("adapt: a step that fails stops re-placement with its error, and what was counted can be asked",
+                   fail_while_adapting);
   out.emplace_back("adapt: nothing is computed once nobody knows where neurons are", fail_in_between);
   return out;
 }();

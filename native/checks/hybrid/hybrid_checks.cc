@@ -19,8 +19,8 @@ struct Step {
   bool prompts;  // there are some in it, or before it in a sequence
 };
 
-// The life of some sequences: scored rows, more than fit at once; decoding alone; prompts; decoding and a prompt in one step;
-// several sequences and guessed tokens together.
+// The life of some sequences: scored rows, more than fit at once; decoding alone; prompts; decoding and a prompt in one
+// step; several sequences and guessed tokens together.
 std::vector<Step> conversation(Engine& engine, FfnMode mode) {
   std::vector<Step> out;
   Rows scored;
@@ -71,12 +71,14 @@ std::string text(const GpuOptions& gpu) {
   return out + (gpu.head ? "head" : "");
 }
 
-// Block types quantise activations, and KV types keys and values, where a difference in the last bit may move one by a step.
-// Prompts of block types are computed with finer activations than the CPU's, which differ by as much as those are coarse.
+// Block types quantise activations, and KV types keys and values, where a difference in the last bit may move one by a
+// step. Prompts of block types are computed with finer activations than the CPU's, which differ by as much as those are
+// coarse.
 std::string same_logits(const Shape& shape, const std::vector<GpuOptions>& splits) {
   const TinyModel model(shape, 1);
   const bool blocks = block_size(shape.type) > 1;
-  const double tolerance = blocks || shape.kv == kernels::KvType::kQ8 ? 1e-2 : 1e-3, of_prompts = blocks ? 0.2 : tolerance;
+  const double tolerance = blocks || shape.kv == kernels::KvType::kQ8 ? 1e-2 : 1e-3,
+               of_prompts = blocks ? 0.2 : tolerance;
   for (const FfnMode mode : {FfnMode::kExact, FfnMode::kPredictor}) {
     if (mode == FfnMode::kPredictor && shape.predictor.empty()) continue;
     Engine alone(model.options());
@@ -91,7 +93,8 @@ std::string same_logits(const Shape& shape, const std::vector<GpuOptions>& split
         if (blocks && mode == FfnMode::kPredictor && expected[step].prompts) continue;
         const double off = distance(expected[step].logits, found[step].logits, shape.vocab);
         if (off <= (expected[step].prompts ? of_prompts : tolerance)) continue;
-        return "mode " + std::to_string(int(mode)) + ", split " + text(gpu) + ", step " + std::to_string(step) + ": logits differ by " + std::to_string(off);
+        return "mode " + std::to_string(int(mode)) + ", split " + text(gpu) + ", step " + std::to_string(step) +
+               ": logits differ by " + std::to_string(off);
       }
     }
   }
@@ -121,7 +124,13 @@ const std::vector<Case>& cases() {
     out.push_back({"q4_0, signs", {.type = DType::kQ4_0, .predictor = "signs"}});
     out.push_back({"q4_0, MLP, FATReLU", {.type = DType::kQ4_0, .activation = Activation::kFatRelu}});
     out.push_back({"OPT, f32, MLP", {.llama = false, .n_kv_heads = 4}});
-    out.push_back({"Falcon, f16, GELU", {.type = DType::kF16, .predictor = "", .llama = false, .parallel = true, .activation = Activation::kGelu, .n_kv_heads = 1}});
+    out.push_back({"Falcon, f16, GELU",
+                   {.type = DType::kF16,
+                    .predictor = "",
+                    .llama = false,
+                    .parallel = true,
+                    .activation = Activation::kGelu,
+                    .n_kv_heads = 1}});
     return out;
   }();
   return all;
@@ -131,7 +140,8 @@ const std::vector<Check> split_checks = [] {
   std::vector<Check> out;
   uint32_t seed = 10;
   for (const Case& c : cases()) {
-    out.emplace_back("hybrid: any split gives the CPU's logits: " + std::string(c.name), [&c, at = seed += 10] { return same_logits(c.shape, some_splits(c.shape, at)); });
+    out.emplace_back("hybrid: any split gives the CPU's logits: " + std::string(c.name),
+                     [&c, at = seed += 10] { return same_logits(c.shape, some_splits(c.shape, at)); });
   }
   return out;
 }();
@@ -142,7 +152,8 @@ std::string computed_again(int prompt, int after) {
   const TinyModel model(shape, 9);
   Rows rows;
   rows.add(1, 0, FfnMode::kExact, true);  // of somebody else
-  for (int i = 0; i < prompt + after; ++i) rows.add(0, i, FfnMode::kExact, i < prompt, i % 5 == 0 || i == prompt + after - 1);
+  for (int i = 0; i < prompt + after; ++i)
+    rows.add(0, i, FfnMode::kExact, i < prompt, i % 5 == 0 || i == prompt + after - 1);
   rows.add(2, 0, FfnMode::kExact);
   Engine alone(model.options());
   const std::vector<float> expected = logits(alone, rows);
@@ -151,7 +162,9 @@ std::string computed_again(int prompt, int after) {
     options.gpu = share(shape, 0.5, where);
     Engine engine(std::move(options));
     const double off = distance(expected, logits(engine, rows), shape.vocab);
-    if (off > 1e-3) return std::to_string(prompt) + " and " + std::to_string(after) + " rows: logits differ by " + std::to_string(off);
+    if (off > 1e-3)
+      return std::to_string(prompt) + " and " + std::to_string(after) + " rows: logits differ by " +
+             std::to_string(off);
   }
   return "";
 }
@@ -182,33 +195,36 @@ const Check repeatable("hybrid: the same bits again, and of a row in company", [
   return std::string();
 });
 
-const Check counted("hybrid: what is asked of both sides adds up, one launch a step, nobody waits where nothing is cold", [] {
-  Shape shape;
-  shape.threshold = 1e9f;  // nothing is predicted
-  const TinyModel model(shape, 3);
-  EngineOptions options = model.options();
-  options.gpu = share(shape, 0.5, 0b1111);
-  Engine engine(std::move(options));
-  for (int i = 0; i < 4; ++i) {
-    Rows row;
-    row.add(0, i, FfnMode::kPredictor);
-    logits(engine, row);
-  }
-  const GpuStats idle = engine.stats().gpu;
-  if (idle.gpu_neurons != 0 || idle.cpu_neurons != 0) return std::string("neurons were computed that nobody asked for");
-  if (idle.launches != 4) return "launches: expected 4, got " + std::to_string(idle.launches);
-  engine.set_thresholds(std::vector<float>(shape.n_layers, -1e9f));  // all are
-  engine.reset_stats();
-  Rows row;
-  row.add(0, 4, FfnMode::kPredictor);
-  logits(engine, row);
-  const GpuStats all = engine.stats().gpu;
-  const uint64_t half = uint64_t(shape.n_neurons / 2) * shape.n_layers;
-  if (all.gpu_neurons != half || all.cpu_neurons != half) {
-    return "expected " + std::to_string(half) + " neurons on each side, got " + std::to_string(all.gpu_neurons) + " and " + std::to_string(all.cpu_neurons);
-  }
-  return std::string();
-});
+const Check counted(
+    "hybrid: what is asked of both sides adds up, one launch a step, nobody waits where nothing is cold", [] {
+      Shape shape;
+      shape.threshold = 1e9f;  // nothing is predicted
+      const TinyModel model(shape, 3);
+      EngineOptions options = model.options();
+      options.gpu = share(shape, 0.5, 0b1111);
+      Engine engine(std::move(options));
+      for (int i = 0; i < 4; ++i) {
+        Rows row;
+        row.add(0, i, FfnMode::kPredictor);
+        logits(engine, row);
+      }
+      const GpuStats idle = engine.stats().gpu;
+      if (idle.gpu_neurons != 0 || idle.cpu_neurons != 0)
+        return std::string("neurons were computed that nobody asked for");
+      if (idle.launches != 4) return "launches: expected 4, got " + std::to_string(idle.launches);
+      engine.set_thresholds(std::vector<float>(shape.n_layers, -1e9f));  // all are
+      engine.reset_stats();
+      Rows row;
+      row.add(0, 4, FfnMode::kPredictor);
+      logits(engine, row);
+      const GpuStats all = engine.stats().gpu;
+      const uint64_t half = uint64_t(shape.n_neurons / 2) * shape.n_layers;
+      if (all.gpu_neurons != half || all.cpu_neurons != half) {
+        return "expected " + std::to_string(half) + " neurons on each side, got " + std::to_string(all.gpu_neurons) +
+               " and " + std::to_string(all.cpu_neurons);
+      }
+      return std::string();
+    });
 
 std::string error_of(const EngineOptions& options) {
   try {
@@ -242,7 +258,9 @@ const Check budget("hybrid: a budget is kept to the byte, and one byte less is r
   }
   options.gpu.vram_bytes = memory.total() - 1;
   const std::string error = error_of(options);
-  if (error.find(std::to_string(memory.total())) == std::string::npos || error.find(std::to_string(memory.total() - 1)) == std::string::npos) return "error: " + error;
+  if (error.find(std::to_string(memory.total())) == std::string::npos ||
+      error.find(std::to_string(memory.total() - 1)) == std::string::npos)
+    return "error: " + error;
   return std::string();
 });
 
@@ -268,7 +286,8 @@ const Check misuse("hybrid: splits that make no sense are refused", [] {
   const TinyModel heads(odd, 5);
   EngineOptions options = heads.options();
   options.gpu = everything(odd);
-  if (error_of(options).find("heads of a multiple of 8 elements") == std::string::npos) return "heads of 20: " + error_of(options);
+  if (error_of(options).find("heads of a multiple of 8 elements") == std::string::npos)
+    return "heads of 20: " + error_of(options);
   return std::string();
 });
 
@@ -315,7 +334,8 @@ const Check traced("hybrid: a trace has both devices at work, spans in order", [
     if (span.end < span.begin) return std::string("a span ends before it begins");
     (span.gpu ? gpu : cpu) += std::string(span.name) == "neurons";
   }
-  if (cpu != shape.n_layers || gpu != shape.n_layers) return "neurons: " + std::to_string(cpu) + " spans of the CPU, " + std::to_string(gpu) + " of the GPU";
+  if (cpu != shape.n_layers || gpu != shape.n_layers)
+    return "neurons: " + std::to_string(cpu) + " spans of the CPU, " + std::to_string(gpu) + " of the GPU";
   return engine.take_trace().empty() ? std::string() : std::string("spans are not forgotten");
 });
 

@@ -1,5 +1,5 @@
-// What a device does not take: a launch that it refuses, and more launches than its queue holds. Only the emulator does so when
-// told to.
+// What a device does not take: a launch that it refuses, and more launches than its queue holds. Only the emulator does
+// so when told to.
 #include <cstdlib>
 #include <memory>
 #include <stdexcept>
@@ -26,7 +26,8 @@ Rows rows_of(int sequence, bool prompts) {
   return rows;
 }
 
-// Every third launch in turn: those that would have told the host something, and those that come after a kernel that waits.
+// Every third launch in turn: those that would have told the host something, and those that come after a kernel that
+// waits.
 std::string refuse_everywhere(bool prompts) {
   const Shape shape;
   const TinyModel model(shape, 8);
@@ -41,7 +42,8 @@ std::string refuse_everywhere(bool prompts) {
     bool told = false;
     for (int step = 0; step < 3; ++step) {  // the second or third is right whatever the number
       try {
-        if (logits(*engine, rows[step % 2]) != expected[step % 2]) return "after launch " + std::to_string(launch) + " step " + std::to_string(step) + " differs";
+        if (logits(*engine, rows[step % 2]) != expected[step % 2])
+          return "after launch " + std::to_string(launch) + " step " + std::to_string(step) + " differs";
       } catch (const std::runtime_error& error) {
         if (told || std::string(error.what()).find("PI_EMULATOR_REFUSE") == std::string::npos) return error.what();
         told = true;
@@ -52,8 +54,8 @@ std::string refuse_everywhere(bool prompts) {
   return refused > 5 ? std::string() : "only " + std::to_string(refused) + " steps failed";
 }
 
-// A prompt's launches are many times what the queue holds. All of them at once, before the host gives what the first one waits
-// for, would never come to an end.
+// A prompt's launches are many times what the queue holds. All of them at once, before the host gives what the first
+// one waits for, would never come to an end.
 std::string fill_queue() {
   Shape shape;
   shape.n_layers = 10;
@@ -74,7 +76,8 @@ const std::vector<Check> refusals = [] {
   const char* const device = std::getenv("PI_DEVICE");
   if (!device || std::string(device) != "emulated") return out;
   for (const bool prompts : {false, true}) {
-    out.emplace_back("hybrid: a launch that is refused ends the step with its name, and the next one is right, " + std::string(prompts ? "with prompts" : "decoding"),
+    out.emplace_back("hybrid: a launch that is refused ends the step with its name, and the next one is right, " +
+                         std::string(prompts ? "with prompts" : "decoding"),
                      [prompts] { return refuse_everywhere(prompts); });
   }
   out.emplace_back("hybrid: a step of more launches than a queue holds comes to its end", fill_queue);

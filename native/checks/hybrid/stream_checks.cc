@@ -17,8 +17,8 @@ namespace {
 
 constexpr int kFrom = 6;  // rows of prompts from which the checks' engines stream
 
-// A prompt that is cut into a step that streams and one of two rows that does not; decoding with a prompt that streams, and
-// with one that is too short; decoding after all of them, by what they left in the cache.
+// A prompt that is cut into a step that streams and one of two rows that does not; decoding with a prompt that streams,
+// and with one that is too short; decoding after all of them, by what they left in the cache.
 std::vector<std::vector<float>> conversation(Engine& engine, FfnMode mode) {
   std::vector<std::vector<float>> out;
   Rows prompt;
@@ -55,7 +55,8 @@ uint64_t cold_bytes(const Shape& shape, const GpuOptions& gpu) {
   const size_t q_dim = shape.n_heads * shape.head_dim, kv_dim = shape.n_kv_heads * shape.head_dim;
   const size_t projections = (q_dim + 2 * kv_dim) * row + shape.dim * cuda::device_row_bytes(shape.type, q_dim);
   uint64_t sum = 0;
-  for (const LayerSplit& layer : gpu.layers) sum += (shape.n_neurons - layer.neurons) * neuron + (layer.attention ? 0 : projections);
+  for (const LayerSplit& layer : gpu.layers)
+    sum += (shape.n_neurons - layer.neurons) * neuron + (layer.attention ? 0 : projections);
   return sum;
 }
 
@@ -69,18 +70,25 @@ const std::vector<Case>& cases() {
     std::vector<Case> out;
     out.push_back({"f32, MLP", {}});
     out.push_back({"f16, SVD", {.type = DType::kF16, .predictor = "svd"}});
-    out.push_back({"bf16, exact, dReLU, rows of no whole 16 bytes", {.type = DType::kBF16, .predictor = "", .activation = Activation::kDRelu, .dim = 68}});
+    out.push_back({"bf16, exact, dReLU, rows of no whole 16 bytes",
+                   {.type = DType::kBF16, .predictor = "", .activation = Activation::kDRelu, .dim = 68}});
     out.push_back({"q8_0, 4-bit gate", {.type = DType::kQ8_0, .predictor = "gate"}});
     out.push_back({"q4_0, signs", {.type = DType::kQ4_0, .predictor = "signs"}});
     out.push_back({"OPT, f32, MLP", {.llama = false, .n_kv_heads = 4}});
-    out.push_back({"Falcon, f16, GELU", {.type = DType::kF16, .predictor = "", .llama = false, .parallel = true, .activation = Activation::kGelu, .n_kv_heads = 1}});
+    out.push_back({"Falcon, f16, GELU",
+                   {.type = DType::kF16,
+                    .predictor = "",
+                    .llama = false,
+                    .parallel = true,
+                    .activation = Activation::kGelu,
+                    .n_kv_heads = 1}});
     return out;
   }();
   return all;
 }
 
-// No neurons, three tenths, one of a layer or all but one, and mixtures of where attention is; pieces that divide the cold
-// neurons and such that do not, of one neuron fewer than all, and of all.
+// No neurons, three tenths, one of a layer or all but one, and mixtures of where attention is; pieces that divide the
+// cold neurons and such that do not, of one neuron fewer than all, and of all.
 std::vector<GpuOptions> splits(const Shape& shape) {
   std::vector<GpuOptions> out;
   out.push_back(streaming(share(shape, 0, 0b1111), 0));
@@ -102,12 +110,13 @@ std::vector<GpuOptions> splits(const Shape& shape) {
 
 std::string text(const GpuOptions& gpu) {
   std::string out;
-  for (const LayerSplit& layer : gpu.layers) out += std::to_string(layer.neurons) + (layer.attention ? "a" : "") + (layer.predictor ? "p" : "") + " ";
+  for (const LayerSplit& layer : gpu.layers)
+    out += std::to_string(layer.neurons) + (layer.attention ? "a" : "") + (layer.predictor ? "p" : "") + " ";
   return out + (gpu.head ? "head, " : "") + "pieces of " + std::to_string(gpu.stream_neurons);
 }
 
-// As in hybrid_checks.cc: block types are multiplied with finer activations than the CPU's in prompts, and keys that are finer
-// tip masks afterwards.
+// As in hybrid_checks.cc: block types are multiplied with finer activations than the CPU's in prompts, and keys that
+// are finer tip masks afterwards.
 std::string same_logits(const Shape& shape) {
   const TinyModel model(shape, 21);
   const bool blocks = block_size(shape.type) > 1;
@@ -127,11 +136,13 @@ std::string same_logits(const Shape& shape) {
       const auto found = conversation(engine, mode);
       const uint64_t sent = engine.stats().gpu.streamed_bytes, should = kStreamed * cold_bytes(shape, gpu);
       const std::string where = "mode " + std::to_string(int(mode)) + ", split " + text(gpu) + ": ";
-      if (sent != should) return where + "expected " + std::to_string(should) + " bytes to be streamed, got " + std::to_string(sent);
+      if (sent != should)
+        return where + "expected " + std::to_string(should) + " bytes to be streamed, got " + std::to_string(sent);
       for (size_t step = 0; step < expected.size(); ++step) {
         if (blocks && mode == FfnMode::kPredictor && step > 0) continue;
         const double off = distance(expected[step], found[step], shape.vocab);
-        if (!(off <= tolerance)) return where + "step " + std::to_string(step) + ": logits differ by " + std::to_string(off);
+        if (!(off <= tolerance))
+          return where + "step " + std::to_string(step) + ": logits differ by " + std::to_string(off);
       }
     }
   }
@@ -141,7 +152,8 @@ std::string same_logits(const Shape& shape) {
 const std::vector<Check> all_types = [] {
   std::vector<Check> out;
   for (const Case& c : cases()) {
-    out.emplace_back("stream: prompts have the CPU's logits at any split and in any pieces: " + std::string(c.name), [&c] { return same_logits(c.shape); });
+    out.emplace_back("stream: prompts have the CPU's logits at any split and in any pieces: " + std::string(c.name),
+                     [&c] { return same_logits(c.shape); });
   }
   return out;
 }();
@@ -170,7 +182,8 @@ const Check threshold("stream: from so many rows of prompts on, and from none", 
   if (sent(8, 8, 5) != all) return std::string("did not stream as many rows as are needed");
   if (sent(34, 34, 0) != all) return std::string("did not stream a whole step");
   if (sent(35, 70, 0) != 0) return std::string("streamed in steps that never have the rows");
-  if (sent(30, 65, 0) != 2 * all) return std::string("a prompt in three steps, of which two are long enough, was streamed another number of times");
+  if (sent(30, 65, 0) != 2 * all)
+    return std::string("a prompt in three steps, of which two are long enough, was streamed another number of times");
   return std::string();
 });
 
@@ -215,7 +228,8 @@ const Check counted("stream: the buffers are counted to the byte, and taken only
   GpuOptions without = share(shape, 0.5, 0b1111);
   without.stream_rows = without.max_rows + 1;
   const size_t piece = cuda::align_up(20 * 3 * cuda::device_row_bytes(shape.type, shape.dim), 256);
-  if (scratch(streaming(share(shape, 0.5, 0b1111), 20)) != scratch(without) + 2 * piece) return std::string("two pieces of 20 neurons were counted differently");
+  if (scratch(streaming(share(shape, 0.5, 0b1111), 20)) != scratch(without) + 2 * piece)
+    return std::string("two pieces of 20 neurons were counted differently");
   GpuOptions whole = share(shape, 1, 0b1111);
   const size_t none = scratch(whole);
   if (scratch(streaming(whole, 20)) != none) return std::string("memory for neurons that are all there");
@@ -233,7 +247,8 @@ const Check counted("stream: the buffers are counted to the byte, and taken only
   options.gpu.vram_bytes = memory.total() - 1;
   if (error_of(options).find(std::to_string(memory.total())) == std::string::npos) return "error: " + error_of(options);
   options.gpu.stream_rows = 0;
-  if (error_of(options).find("expected to stream from a row on") == std::string::npos) return "no rows: " + error_of(options);
+  if (error_of(options).find("expected to stream from a row on") == std::string::npos)
+    return "no rows: " + error_of(options);
   return std::string();
 });
 
@@ -255,7 +270,8 @@ int differs(cuda::Device& device, const MatrixView& from, int first, const cuda:
 }
 
 // Reads pieces back: attention's rows and all cold neurons of all layers, in order, as cuda/layout.h has them.
-std::string arrives(cuda::Device& device, const ModelWeights& weights, const std::vector<LayerWeights>& cold, WeightStream& stream) {
+std::string arrives(cuda::Device& device, const ModelWeights& weights, const std::vector<LayerWeights>& cold,
+                    WeightStream& stream) {
   std::string wrong;
   const auto expect = [&](size_t layer, const MatrixView& from, int first, const cuda::DeviceMatrix& to) {
     const int row = differs(device, from, first, to);
@@ -269,14 +285,18 @@ std::string arrives(cuda::Device& device, const ModelWeights& weights, const std
         expect(layer, *m, first, piece);
         first += piece.rows;
       });
-      if (first != m->rows) return "layer " + std::to_string(layer) + ": " + std::to_string(first) + " rows of " + std::to_string(m->rows);
+      if (first != m->rows)
+        return "layer " + std::to_string(layer) + ": " + std::to_string(first) + " rows of " + std::to_string(m->rows);
     }
     int first = 0;
     stream.neurons(static_cast<int>(layer), [&](const StreamedNeurons& piece) {
-      expect(layer, ffn.gate, first, piece.gate), expect(layer, ffn.up, first, piece.up), expect(layer, ffn.down_t, first, piece.down);
+      expect(layer, ffn.gate, first, piece.gate), expect(layer, ffn.up, first, piece.up),
+          expect(layer, ffn.down_t, first, piece.down);
       first += piece.up.rows;
     });
-    if (first != ffn.up.rows) return "layer " + std::to_string(layer) + ": " + std::to_string(first) + " neurons of " + std::to_string(ffn.up.rows);
+    if (first != ffn.up.rows)
+      return "layer " + std::to_string(layer) + ": " + std::to_string(first) + " neurons of " +
+             std::to_string(ffn.up.rows);
   }
   return wrong;
 }
@@ -294,7 +314,8 @@ const Check whole("stream: every row arrives as it is, also after a step that wa
   }();
   const ModelWeights weights = bind_weights(options.config, files, options.tensors);
   std::vector<LayerWeights> cold;
-  for (int layer = 0; layer < shape.n_layers; ++layer) cold.push_back(weights.layers[layer].from(options.gpu.layers[layer].neurons));
+  for (int layer = 0; layer < shape.n_layers; ++layer)
+    cold.push_back(weights.layers[layer].from(options.gpu.layers[layer].neurons));
   const std::shared_ptr<cuda::Device> device = cuda::open_device().device;
   const StreamPlan plan = plan_stream(options.config, weights, options.gpu);
   uint8_t* const space = static_cast<uint8_t*>(device->allocate(plan.device_bytes()));
@@ -372,7 +393,8 @@ const Check given_up("stream: after a step that was given up the next one is as 
         gpu.go_on(layer);
       }
       gpu.abandon();
-      if (logits(engine, rows) != logits(fresh, rows)) return "attention " + std::to_string(where) + ", given up after " + std::to_string(layers) + " layers";
+      if (logits(engine, rows) != logits(fresh, rows))
+        return "attention " + std::to_string(where) + ", given up after " + std::to_string(layers) + " layers";
     }
   }
   return std::string();
@@ -407,7 +429,9 @@ const std::vector<Check> failing = [] {
   std::vector<Check> out;
   const char* const device = std::getenv("PI_DEVICE");
   if (device && std::string(device) == "emulated") {
-    out.emplace_back("stream: a kernel that fails ends the step with its error, wherever it is, and nobody waits for ever", fail_everywhere);
+    out.emplace_back(
+        "stream: a kernel that fails ends the step with its error, wherever it is, and nobody waits for ever",
+        fail_everywhere);
   }
   return out;
 }();
@@ -424,7 +448,9 @@ const Check traced("stream: a trace shows it on both devices, once a layer", [] 
   for (const TraceSpan& span : engine.take_trace()) {
     if (std::string(span.name) == "stream") ++(span.gpu ? gpu : cpu);
   }
-  return cpu == shape.n_layers && gpu == shape.n_layers ? std::string() : "spans: " + std::to_string(cpu) + " of the CPU, " + std::to_string(gpu) + " of the GPU";
+  return cpu == shape.n_layers && gpu == shape.n_layers
+             ? std::string()
+             : "spans: " + std::to_string(cpu) + " of the CPU, " + std::to_string(gpu) + " of the GPU";
 });
 
 }  // namespace

@@ -14,14 +14,16 @@ namespace pi::checks {
 
 TinyModel::TinyModel(const Shape& shape, uint32_t seed) : shape_(shape), seed_(seed) {
   ModelConfig& c = config_;
-  c.dim = shape.dim, c.n_layers = shape.n_layers, c.n_heads = shape.n_heads, c.n_kv_heads = shape.n_kv_heads, c.head_dim = shape.head_dim;
+  c.dim = shape.dim, c.n_layers = shape.n_layers, c.n_heads = shape.n_heads, c.n_kv_heads = shape.n_kv_heads,
+  c.head_dim = shape.head_dim;
   c.n_neurons = shape.n_neurons, c.vocab = shape.vocab, c.max_positions = 160;
   c.rms_norm = c.rope = c.gated = shape.llama;
   c.norm_eps = 1e-5f;
   c.activation = shape.activation;
   c.fatrelu_threshold = 0.01f;
   c.parallel_residual = c.shared_norm = shape.parallel;
-  for (int i = 0; c.rope && i < c.head_dim / 2; ++i) c.rope_frequencies.push_back(std::pow(10000.0, -2.0 * i / c.head_dim));
+  for (int i = 0; c.rope && i < c.head_dim / 2; ++i)
+    c.rope_frequencies.push_back(std::pow(10000.0, -2.0 * i / c.head_dim));
 
   add("embed.weight", {c.vocab, c.dim}, shape.type, 1.0f);
   if (!c.rope) add("pos_embed.weight", {c.max_positions, c.dim}, shape.type, 0.1f);
@@ -32,7 +34,8 @@ TinyModel::TinyModel(const Shape& shape, uint32_t seed) : shape_(shape), seed_(s
 
   char path[] = "/tmp/pi-tiny-XXXXXX";
   const int fd = ::mkstemp(path);
-  if (fd < 0 || ::write(fd, bytes_.data(), bytes_.size()) != static_cast<ssize_t>(bytes_.size())) throw std::runtime_error("tiny model: cannot write " + std::string(path));
+  if (fd < 0 || ::write(fd, bytes_.data(), bytes_.size()) != static_cast<ssize_t>(bytes_.size()))
+    throw std::runtime_error("tiny model: cannot write " + std::string(path));
   ::close(fd);
   path_ = path;
 }
@@ -59,7 +62,8 @@ void TinyModel::add(const std::string& name, std::vector<int64_t> shape, DType t
   tensors_.push_back({name, 0, type, shape, bytes_.size()});
   const size_t at = bytes_.size();
   bytes_.resize(at + rows * row_bytes(type, cols));
-  quant::convert(reinterpret_cast<const uint8_t*>(values.data()), DType::kF32, &bytes_[at], type, rows, cols, false, quant::Scales::kPlain, 1);
+  quant::convert(reinterpret_cast<const uint8_t*>(values.data()), DType::kF32, &bytes_[at], type, rows, cols, false,
+                 quant::Scales::kPlain, 1);
 }
 
 void TinyModel::add_layer(int layer) {

@@ -18,7 +18,8 @@ struct Shape {
   Activation activation = Activation::kRelu;
   kernels::KvType kv = kernels::KvType::kF32;
   int dim = 64, n_layers = 3, n_heads = 4, n_kv_heads = 2, head_dim = 16, n_neurons = 200, vocab = 96, rank = 32;
-  // Score from which a neuron is asked for: about half of them at 0, where few scores are so near that rounding decides.
+  // Score from which a neuron is asked for: about half of them at 0, where few scores are so near that rounding
+  // decides.
   float threshold = 0;
 };
 

@@ -226,42 +226,19 @@ const Check counted(
       return std::string();
     });
 
-std::string error_of(const EngineOptions& options) {
-  try {
-    Engine engine(options);
-    return "";
-  } catch (const std::runtime_error& error) {
-    return error.what();
-  }
-}
-
 const Check budget("hybrid: a budget is kept to the byte, and one byte less is refused with the numbers", [] {
   const Shape shape;
   const TinyModel model(shape, 4);
   EngineOptions options = model.options();
   options.gpu = share(shape, 0.5, 0b1111);
-  const GpuMemory memory = gpu_memory(options);
-  options.gpu.vram_bytes = memory.total();
-  const size_t before = cuda::open_device().device->free_bytes();
-  {
-    Engine engine(options);
-    if (engine.gpu()->memory().total() != memory.total()) return std::string("memory differs from what was announced");
+  return keeps_budget(options, [](Engine& engine) {
     // Of more numbers of rows than programs are kept of.
     for (int n = 1; n <= 12; ++n) {
       Rows rows;
       for (int t = 0; t < n; ++t) rows.add(t / 4, t % 4, FfnMode::kPredictor);
       logits(engine, rows);
     }
-    const size_t taken = before - cuda::open_device().device->free_bytes();
-    const size_t promised = memory.total() - memory.context;
-    if (taken > promised) return "took " + std::to_string(taken) + " bytes of " + std::to_string(promised);
-  }
-  options.gpu.vram_bytes = memory.total() - 1;
-  const std::string error = error_of(options);
-  if (error.find(std::to_string(memory.total())) == std::string::npos ||
-      error.find(std::to_string(memory.total() - 1)) == std::string::npos)
-    return "error: " + error;
-  return std::string();
+  });
 });
 
 const Check misuse("hybrid: splits that make no sense are refused", [] {

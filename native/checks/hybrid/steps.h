@@ -3,9 +3,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "checks/hybrid/tiny_model.h"
+#include "cuda/device.h"
 #include "engine/engine.h"
 
 namespace pi::checks {
@@ -91,6 +94,37 @@ inline Rows decoding(int first, int n, FfnMode mode) {
   Rows rows;
   for (int i = 0; i < n; ++i) rows.add(0, first + i, mode);
   return rows;
+}
+
+// What opening an engine says; empty: nothing.
+inline std::string error_of(const EngineOptions& options) {
+  try {
+    Engine engine(options);
+    return "";
+  } catch (const std::runtime_error& error) {
+    return error.what();
+  }
+}
+
+// Empty if an engine takes no more of the device than was counted, whatever `work` it does, and a budget of one byte
+// less is refused with both numbers.
+template <typename F>
+std::string keeps_budget(EngineOptions options, F&& work) {
+  const GpuMemory memory = gpu_memory(options);
+  options.gpu.vram_bytes = memory.total();
+  const size_t before = cuda::open_device().device->free_bytes();
+  {
+    Engine engine(options);
+    if (engine.gpu()->memory().total() != memory.total()) return "memory differs from what was announced";
+    work(engine);
+    const size_t taken = before - cuda::open_device().device->free_bytes(), promised = memory.total() - memory.context;
+    if (taken > promised) return "took " + std::to_string(taken) + " bytes of " + std::to_string(promised);
+  }
+  options.gpu.vram_bytes = memory.total() - 1;
+  const std::string error = error_of(options);
+  const bool both = error.find(std::to_string(memory.total())) != std::string::npos &&
+                    error.find(std::to_string(memory.total() - 1)) != std::string::npos;
+  return both ? "" : "error: " + error;
 }
 
 // A model for many steps.

@@ -208,15 +208,6 @@ const Check repeatable("stream: the same bits again, whatever the threads, and o
   return std::string();
 });
 
-std::string error_of(const EngineOptions& options) {
-  try {
-    Engine engine(options);
-    return "";
-  } catch (const std::runtime_error& error) {
-    return error.what();
-  }
-}
-
 const Check counted("stream: the buffers are counted to the byte, and taken only where something may be streamed", [] {
   const Shape shape;
   const TinyModel model(shape, 24);
@@ -234,18 +225,8 @@ const Check counted("stream: the buffers are counted to the byte, and taken only
   const size_t none = scratch(whole);
   if (scratch(streaming(whole, 20)) != none) return std::string("memory for neurons that are all there");
   options.gpu = streaming(share(shape, 0, 0b1101), 0);
-  const GpuMemory memory = gpu_memory(options);
-  options.gpu.vram_bytes = memory.total();
-  const size_t before = cuda::open_device().device->free_bytes();
-  {
-    Engine engine(options);
-    const size_t taken = before - cuda::open_device().device->free_bytes();
-    if (taken > memory.total()) return "took " + std::to_string(taken) + " bytes of " + std::to_string(memory.total());
-    logits(engine, prompt_of(34));
-    if (before - cuda::open_device().device->free_bytes() != taken) return std::string("a step took memory");
-  }
-  options.gpu.vram_bytes = memory.total() - 1;
-  if (error_of(options).find(std::to_string(memory.total())) == std::string::npos) return "error: " + error_of(options);
+  const std::string problem = keeps_budget(options, [](Engine& engine) { logits(engine, prompt_of(34)); });
+  if (!problem.empty()) return problem;
   options.gpu.stream_rows = 0;
   if (error_of(options).find("expected to stream from a row on") == std::string::npos)
     return "no rows: " + error_of(options);

@@ -48,7 +48,7 @@ function printPlacement({ placed: { placement } }: Results): void {
   const speeds = [predicted.tokensPerSecond, predicted.cpuOnlyTokensPerSecond].map((speed) => formatNumber(speed));
   console.log(`
 placement  ${formatBytes(memory.total)} of a budget of ${formatBytes(vramBudget)} hold ${percent(gpuShare)} of the neuron work
-           ${hardware.gpu?.name ?? "no GPU"}: predicted ${speeds[0]} tokens/s, all on the CPU ${speeds[1]}
+           ${hardware.name}: predicted ${speeds[0]} tokens/s, all on the CPU ${speeds[1]}
 `);
 }
 

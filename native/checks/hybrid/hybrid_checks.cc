@@ -109,28 +109,17 @@ std::vector<GpuOptions> some_splits(const Shape& shape, uint32_t seed) {
   return out;
 }
 
-struct Case {
-  const char* name;
-  Shape shape;
-};
-
-const std::vector<Case>& cases() {
-  static const std::vector<Case> all = [] {
-    std::vector<Case> out;
+const std::vector<Kind>& cases() {
+  static const std::vector<Kind> all = [] {
+    std::vector<Kind> out;
     out.push_back({"f32, MLP", {}});
     out.push_back({"f16, SVD, KV f16", {.type = DType::kF16, .predictor = "svd", .kv = kernels::KvType::kF16}});
     out.push_back({"bf16, exact, dReLU", {.type = DType::kBF16, .predictor = "", .activation = Activation::kDRelu}});
     out.push_back({"q8_0, 4-bit gate, KV q8", {.type = DType::kQ8_0, .predictor = "gate", .kv = kernels::KvType::kQ8}});
     out.push_back({"q4_0, signs", {.type = DType::kQ4_0, .predictor = "signs"}});
     out.push_back({"q4_0, MLP, FATReLU", {.type = DType::kQ4_0, .activation = Activation::kFatRelu}});
-    out.push_back({"OPT, f32, MLP", {.llama = false, .n_kv_heads = 4}});
-    out.push_back({"Falcon, f16, GELU",
-                   {.type = DType::kF16,
-                    .predictor = "",
-                    .llama = false,
-                    .parallel = true,
-                    .activation = Activation::kGelu,
-                    .n_kv_heads = 1}});
+    out.push_back(opt());
+    out.push_back(falcon());
     return out;
   }();
   return all;
@@ -139,7 +128,7 @@ const std::vector<Case>& cases() {
 const std::vector<Check> split_checks = [] {
   std::vector<Check> out;
   uint32_t seed = 10;
-  for (const Case& c : cases()) {
+  for (const Kind& c : cases()) {
     out.emplace_back("hybrid: any split gives the CPU's logits: " + std::string(c.name),
                      [&c, at = seed += 10] { return same_logits(c.shape, some_splits(c.shape, at)); });
   }

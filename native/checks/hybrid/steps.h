@@ -96,6 +96,18 @@ inline Rows decoding(int first, int n, FfnMode mode) {
   return rows;
 }
 
+// A kind of model by what is told of it; and two architectures that are not Llama's.
+struct Kind {
+  const char* name;
+  Shape shape;
+};
+inline Kind opt() { return {"OPT, f32, MLP", {.llama = false, .n_kv_heads = 4}}; }
+inline Kind falcon() {
+  Shape shape{.type = DType::kF16, .predictor = "", .llama = false};
+  shape.parallel = true, shape.activation = Activation::kGelu, shape.n_kv_heads = 1;
+  return {"Falcon, f16, GELU", shape};
+}
+
 // What opening an engine says; empty: nothing.
 inline std::string error_of(const EngineOptions& options) {
   try {

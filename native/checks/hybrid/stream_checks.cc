@@ -60,28 +60,17 @@ uint64_t cold_bytes(const Shape& shape, const GpuOptions& gpu) {
   return sum;
 }
 
-struct Case {
-  const char* name;
-  Shape shape;
-};
-
-const std::vector<Case>& cases() {
-  static const std::vector<Case> all = [] {
-    std::vector<Case> out;
+const std::vector<Kind>& cases() {
+  static const std::vector<Kind> all = [] {
+    std::vector<Kind> out;
     out.push_back({"f32, MLP", {}});
     out.push_back({"f16, SVD", {.type = DType::kF16, .predictor = "svd"}});
     out.push_back({"bf16, exact, dReLU, rows of no whole 16 bytes",
                    {.type = DType::kBF16, .predictor = "", .activation = Activation::kDRelu, .dim = 68}});
     out.push_back({"q8_0, 4-bit gate", {.type = DType::kQ8_0, .predictor = "gate"}});
     out.push_back({"q4_0, signs", {.type = DType::kQ4_0, .predictor = "signs"}});
-    out.push_back({"OPT, f32, MLP", {.llama = false, .n_kv_heads = 4}});
-    out.push_back({"Falcon, f16, GELU",
-                   {.type = DType::kF16,
-                    .predictor = "",
-                    .llama = false,
-                    .parallel = true,
-                    .activation = Activation::kGelu,
-                    .n_kv_heads = 1}});
+    out.push_back(opt());
+    out.push_back(falcon());
     return out;
   }();
   return all;
@@ -151,7 +140,7 @@ std::string same_logits(const Shape& shape) {
 
 const std::vector<Check> all_types = [] {
   std::vector<Check> out;
-  for (const Case& c : cases()) {
+  for (const Kind& c : cases()) {
     out.emplace_back("stream: prompts have the CPU's logits at any split and in any pieces: " + std::string(c.name),
                      [&c] { return same_logits(c.shape); });
   }

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/main.h"
 #include "cuda/device.h"
 #include "cuda/kernels.h"
 #include "cuda/layout.h"
@@ -333,11 +334,4 @@ int run(int argc, char** argv) {
 }  // namespace
 }  // namespace pi::bench
 
-int main(int argc, char** argv) {
-  try {
-    return pi::bench::run(argc, argv);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return 1;
-  }
-}
+PI_BENCH_MAIN(pi::bench::run)

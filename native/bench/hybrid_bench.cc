@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "base/random.h"
+#include "bench/main.h"
 #include "bench/planted_model.h"
 #include "cuda/device.h"
 #include "engine/gpu_programs.h"
@@ -67,8 +68,7 @@ PlantedShape shape_of(const Arguments& a) {
   return shape;
 }
 
-// ----------------------------------------------------------------------------------------------------------------
-// splits
+// -------------------------------------------------------------------------------------------------------------- splits
 
 // The first `amount` of what a GPU is given, in this order: each layer's attention, the head, neurons of all layers.
 GpuOptions split_of(const PlantedShape& shape, int amount, const Arguments& a) {
@@ -100,8 +100,7 @@ GpuOptions fitting_split(const PlantedShape& shape, EngineOptions options, size_
   return gpu;
 }
 
-// -----------------------------------------------------------------------------------------------------------------
-// steps
+// --------------------------------------------------------------------------------------------------------------- steps
 
 // One sequence of random tokens.
 class Sequence {
@@ -190,8 +189,7 @@ Measured measure(const Arguments& a, EngineOptions options) {
   return m;
 }
 
-// ---------------------------------------------------------------------------------------------------------------
-// results
+// ------------------------------------------------------------------------------------------------------------- results
 
 std::string format(const char* text, auto... values) {
   char line[2048];
@@ -306,11 +304,4 @@ int run(int argc, char** argv) {
 }  // namespace
 }  // namespace pi::bench
 
-int main(int argc, char** argv) {
-  try {
-    return pi::bench::run(argc, argv);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return 1;
-  }
-}
+PI_BENCH_MAIN(pi::bench::run)

@@ -63,8 +63,7 @@ PI_VECTORS(signed char, char)
 PI_VECTORS(unsigned char, uchar)
 #undef PI_VECTORS
 
-// -------------------------------------------------------------------------------------------------------------
-// launches
+// ------------------------------------------------------------------------------------------------------------ launches
 
 namespace pi::cuda::emulator {
 
@@ -147,8 +146,7 @@ T shuffle(unsigned mask, T x, int source, bool own, int line) {
 
 #define PI_DYNAMIC_SHARED(T, name) T* const name = static_cast<T*>(::pi::cuda::emulator::dynamic_shared())
 
-// -------------------------------------------------------------------------------------------------- between the
-// threads
+// ------------------------------------------------------------------------------------------------- between the threads
 
 inline void __syncthreads(int line = __builtin_LINE()) { pi::cuda::emulator::barrier(line); }
 
@@ -219,8 +217,7 @@ PI_ATOMICS(unsigned)
 PI_ATOMICS(unsigned long long)
 #undef PI_ATOMICS
 
-// -----------------------------------------------------------------------------------------------------------
-// intrinsics
+// ---------------------------------------------------------------------------------------------------------- intrinsics
 
 template <typename T>
 T __ldg(const T* p) {

@@ -33,8 +33,7 @@ struct Product {
   int rows;
 };
 
-// ------------------------------------------------------------------------------------------------------------
-// splitting
+// ----------------------------------------------------------------------------------------------------------- splitting
 
 struct Split {
   const float* x;
@@ -122,8 +121,7 @@ __global__ void __launch_bounds__(kSplitThreads) split_rows(Split s) {
   }
 }
 
-// -------------------------------------------------------------------------------------------------------------
-// products
+// ------------------------------------------------------------------------------------------------------------ products
 
 // What a thread fetches of a stage: x, weights, scales.
 template <typename S>
@@ -306,8 +304,7 @@ __global__ void __launch_bounds__(256) sum_parts(Product p, const float* parts, 
   put<1>(p, static_cast<int>(i / p.outer), static_cast<int>(i % p.outer), {sum});
 }
 
-// --------------------------------------------------------------------------------------------------------------
-// launches
+// ------------------------------------------------------------------------------------------------------------ launches
 
 #if defined(PI_EMULATED)
 constexpr int kBusy = 8;  // so that small products take every path

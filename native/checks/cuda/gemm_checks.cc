@@ -239,8 +239,7 @@ const Check narrow_cuts("gemm: few columns do not depend on how rows are cut eit
 });
 const Check workspace("gemm: the workspace grows with the rows", check_workspace);
 
-// ----------------------------------------------------------------------------------------------------------
-// activations
+// --------------------------------------------------------------------------------------------------------- activations
 
 // Against the CPU's own functions; exponentials differ in their last bits.
 std::string check_activate(kernels::Unary f, bool gated, bool both, size_t n) {

@@ -72,8 +72,7 @@ const Check quantize("device: quantize, bit for bit as the CPU", [] {
   return std::string();
 });
 
-// -------------------------------------------------------------------------------------------------------------
-// meetings
+// ------------------------------------------------------------------------------------------------------------ meetings
 
 // The words of a meeting, and the step that both sides count from.
 struct Meet {
@@ -214,8 +213,7 @@ const Check sweep("device: sweep adds up every word", [] {
   return std::string();
 });
 
-// ---------------------------------------------------------------------------------------------------------------
-// layout
+// -------------------------------------------------------------------------------------------------------------- layout
 
 // What a packed row means, element by element, read as cuda/layout.h says.
 double packed_value(DType type, size_t cols, const uint8_t* row, size_t j) {

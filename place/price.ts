@@ -174,7 +174,7 @@ export function tokenSeconds({ layers, head }: Split, prices: Prices): number {
 }
 
 /** True for a split that leaves no part of the model to the CPU: no layer then waits for it. */
-export function isEverything({ layers, head }: Split, prices: Pick<Prices, "layers">): boolean {
+function isEverything({ layers, head }: Split, prices: Pick<Prices, "layers">): boolean {
   const all = ({ gpuNeurons, attention, predictor }: PlacedLayer, l: number): boolean => {
     const { work, scores } = prices.layers[l]!;
     return gpuNeurons === work.length - 1 && attention && (predictor || scores === 0);
